@@ -1,0 +1,233 @@
+"""Runs a stage's `compute` (or its model) over the rows of a part that need it, one row's trouble at a time."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.blobs import ImageRef
+from pipeline.chain import Node
+from pipeline.environment import Environment
+from pipeline.errors import Fatal, as_fatal, failure_of, is_fatal
+from pipeline.stage import Context, Stage, Vector
+from pipeline.store import to_storage
+from pipeline.view import PartView
+from schemas.outcome import Failure, FailureCode
+
+WINDOW = 3  # batches in flight at a model: one computing, one waiting, one being prepared
+
+
+class Hung(Exception):
+    """A call took longer than its stage allows."""
+
+
+@dataclass
+class Computed:
+    """Columns [n] and failures [n] (None where there is a value) of the rows that were computed, in their order."""
+
+    columns: dict[str, pa.Array]
+    failures: list[Failure | None]
+    calls: int = 0
+    model_seconds: float = 0.0
+
+
+@contextmanager
+def deadline(seconds: float | None, hard: bool) -> Iterator[None]:
+    """Raise Hung after `seconds` (in the main thread). `hard`: where even that does not come through, end the process."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise Hung(f"no answer within {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if hard:
+        faulthandler.dump_traceback_later(2 * seconds + 1, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        if hard:
+            faulthandler.cancel_dump_traceback_later()
+
+
+class BatchRunner:
+    """One stage on one part. `run` takes row indices and gives back their values, whatever single rows do."""
+
+    def __init__(self, node: Node, stage: Stage, view: PartView, env: Environment, context: Context):
+        self.node = node
+        self.stage = stage
+        self.view = view
+        self.env = env
+        self.context = context
+        self.calls = 0
+
+    def run(self, rows: np.ndarray) -> Computed:
+        """Compute rows (int64 indices into the part). Raises Fatal for what no row is to blame for."""
+        started = self.context.model.seconds() if self.context.model else 0.0
+        done: list[tuple[np.ndarray, Computed]] = []
+        if len(rows):
+            batches = list(self._batches(rows))
+            run = self._with_model if self.stage.uses_model else self._plainly
+            done = list(run(batches))
+        order = np.concatenate([batch for batch, _ in done]) if done else np.empty(0, np.int64)
+        back = pa.array(np.argsort(order, kind="stable"))
+        columns = {
+            name: _concat([computed.columns[name] for _, computed in done], kind).take(back)
+            for name, kind in self.node.writes.items()
+        }
+        failures = [failure for _, computed in done for failure in computed.failures]
+        failures = [failures[place] for place in back.to_pylist()]
+        seconds = self.context.model.seconds() - started if self.context.model else 0.0
+        return Computed(columns, failures, self.calls, seconds)
+
+    def _batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        isolation = self.env.isolation
+        if isolation is not None and isolation.node == self.node.index:
+            suspect = np.isin(rows, list(isolation.suspects))
+            careful = rows[suspect]
+            for start in range(0, len(careful), max(1, isolation.step)):
+                yield careful[start : start + max(1, isolation.step)]
+            rows = rows[~suspect]
+        size = self.stage.batch_size or max(1, len(rows))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+    def _plainly(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Computed]]:
+        for batch in batches:
+            yield from self._isolated(batch)
+
+    def _with_model(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Computed]]:
+        """Keep WINDOW batches in flight: the next is prepared here while the model works on the one before."""
+        waiting: deque[tuple[np.ndarray, list[Any], Future[Any]]] = deque()
+        for batch in batches:
+            if self._guilty(batch) is not None:
+                yield from self._isolated(batch)
+                continue
+            rows = self._rows(batch)
+            try:
+                waiting.append((batch, rows, self._submit(batch, rows)))
+            except Exception as error:
+                yield from self._after_error(batch, error)
+            if len(waiting) >= WINDOW:
+                yield from self._drain(*waiting.popleft())
+        while waiting:
+            yield from self._drain(*waiting.popleft())
+
+    def _submit(self, batch: np.ndarray, rows: list[Any]) -> Future[Any]:
+        assert self.context.model is not None
+        self.env.note(self.node, self.view.part, batch.tolist())
+        request = self.stage.prepare(rows, self.context)
+        self.calls += 1
+        return self.context.model.submit(self.stage.model_method, request)
+
+    def _drain(self, batch: np.ndarray, rows: list[Any], future: Future[Any]) -> Iterator[tuple[np.ndarray, Computed]]:
+        try:
+            answer = future.result(self.stage.batch_timeout_s)
+            computed = self._pack(self.stage.finish(rows, answer, self.context), len(rows))
+        except Exception as error:
+            yield from self._after_error(batch, error)
+        else:
+            yield batch, computed
+
+    def _isolated(self, batch: np.ndarray) -> Iterator[tuple[np.ndarray, Computed]]:
+        """One batch; halved when it raises, until the guilty row stands alone and becomes a Failure."""
+        guilty = self._guilty(batch)
+        if guilty is not None:
+            yield batch, self._all_failed(guilty, 1)
+            return
+        try:
+            computed = self._attempt(batch)
+        except Exception as error:
+            yield from self._after_error(batch, error)
+        else:
+            yield batch, computed
+
+    def _after_error(self, batch: np.ndarray, error: Exception) -> Iterator[tuple[np.ndarray, Computed]]:
+        if is_fatal(error):
+            raise as_fatal(error, f"{self.node.name}, part {self.view.part}") from error
+        if len(batch) == 1:
+            hung = isinstance(error, Hung)
+            failure = Failure(FailureCode.HUNG, str(error)) if hung else failure_of(error)
+            yield batch, self._all_failed(failure, 1)
+            return
+        middle = len(batch) // 2
+        yield from self._isolated(batch[:middle])
+        yield from self._isolated(batch[middle:])
+
+    def _guilty(self, batch: np.ndarray) -> Failure | None:
+        isolation = self.env.isolation
+        if isolation is None or isolation.node != self.node.index or len(batch) != 1:
+            return None
+        detail = isolation.guilty.get(int(batch[0]))
+        return None if detail is None else Failure(FailureCode.WORKER_DIED, detail)
+
+    def _attempt(self, batch: np.ndarray) -> Computed:
+        rows = self._rows(batch)
+        if self.stage.uses_model:
+            answer = self._submit(batch, rows).result(self.stage.batch_timeout_s)
+            return self._pack(self.stage.finish(rows, answer, self.context), len(rows))
+        self.env.note(self.node, self.view.part, batch.tolist())
+        with deadline(self.stage.batch_timeout_s, hard=self.env.notes is not None):
+            answers = self.stage.compute(rows, self.context)
+        self.calls += 1
+        return self._pack(answers, len(rows))
+
+    def _rows(self, batch: np.ndarray) -> list[Any]:
+        """Read-only mappings limited to what the stage reads; `image` is an ImageRef (None where none is stored)."""
+        table = self.view.table(dict(self.node.reads), batch)
+        names, columns = table.column_names, [column.to_pylist() for column in table.columns]
+        plain = [name for name in names if not name.startswith("image.")]
+        rows = [dict(zip(plain, values, strict=True)) for values in zip(*(columns[names.index(n)] for n in plain), strict=True)] if plain else [{} for _ in batch]
+        if "image.tar" in names:
+            owner = self.node.reads["image.tar"]
+            assert owner is not None
+            folder = self.env.store.blobs(self.view.chain.nodes[owner.node].name)
+            places = zip(*(columns[names.index(f"image.{part}")] for part in ("tar", "offset", "size")), strict=True)
+            for row, (tar, offset, size) in zip(rows, places, strict=True):
+                row["image"] = None if tar is None else ImageRef(folder / tar, offset, size)
+        return [MappingProxyType(row) for row in rows]
+
+    def _pack(self, answers: list[Any], expected: int) -> Computed:
+        """Check a stage's answers against its declaration and turn them into columns."""
+        if not isinstance(answers, list) or len(answers) != expected:
+            found = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
+            raise Fatal(f"{self.node.name}: compute must return a list of {expected} Values or Failures, returned {found}")
+        failures = [answer if isinstance(answer, Failure) else None for answer in answers]
+        declared = self.node.writes.keys()
+        for answer in answers:
+            if not isinstance(answer, Failure) and answer.keys() != declared:
+                wrong = sorted(set(answer) ^ set(declared))
+                raise Fatal(f"{self.node.name}: compute must give exactly the declared columns; differs in {', '.join(wrong)}")
+        columns = {
+            name: to_storage([None if isinstance(a, Failure) else a[name] for a in answers], kind)
+            for name, kind in self.node.writes.items()
+        }
+        return Computed(columns, failures)
+
+    def _all_failed(self, failure: Failure, rows: int) -> Computed:
+        columns = {name: to_storage([None] * rows, kind) for name, kind in self.node.writes.items()}
+        return Computed(columns, [failure] * rows)
+
+
+def _concat(arrays: list[pa.Array], kind: Any) -> pa.Array:
+    if not arrays:
+        return to_storage([], kind)
+    if isinstance(kind, Vector):
+        width = max(array.type.byte_width for array in arrays)
+        arrays = [pa.nulls(len(a), pa.binary(width)) if a.type.byte_width != width else a for a in arrays]
+    return pa.concat_arrays(arrays)

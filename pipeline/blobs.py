@@ -1,0 +1,126 @@
+"""Image bytes of a part: plain webdataset tars whose names contain the digest of their bytes and that are never replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import Fatal
+from pipeline.files import commit_file, temporary_name
+
+MAX_TAR_BYTES = 1 << 30
+BLOCK = 512
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """USTAR header of a regular file with fixed mode, owner and time, so that equal content gives equal bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o444
+    info.mtime = 0
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def padding(size: int) -> bytes:
+    return b"\0" * (-size % BLOCK)
+
+
+TAR_END = b"\0" * (2 * BLOCK)
+
+
+class BlobWriter:
+    """Appends members to temporary tars; `finish` commits them under names that contain their digests."""
+
+    def __init__(self, folder: Path, part: int, guard: Callable[[], None] | None = None, max_bytes: int = MAX_TAR_BYTES):
+        self.folder = folder
+        self.part = part
+        self.guard = guard
+        self.max_bytes = max_bytes
+        self._open: tuple[Path, object] | None = None
+        self._written = 0
+        self._done: list[tuple[str, Path, str]] = []
+        self._count = 0
+
+    def add(self, key: str, extension: str, data: bytes) -> tuple[str, int, int]:
+        """Append one member. Returns (token of the tar, offset of the data, size); run_part replaces the token by the name."""
+        if self._open is not None and self._written + len(data) > self.max_bytes:
+            self._close_current()
+        if self._open is None:
+            self._start()
+        handle = self._handle
+        header = tar_header(f"{key}.{extension}", len(data))
+        offset = self._written + len(header)
+        block = b"".join((header, data, padding(len(data))))
+        handle.write(block)
+        self._digest.update(block)
+        self._written += len(block)
+        return self._token, offset, len(data)
+
+    def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._token = f"#{self._count}"
+        self._count += 1
+        self._path = temporary_name(self.folder / f"part-{self.part:05d}-{self._count}.tar")
+        self._handle = open(self._path, "wb", buffering=1 << 20)
+        self._open = (self._path, self._handle)
+        self._digest = hashlib.sha256()
+        self._written = 0
+
+    def _close_current(self) -> None:
+        self._handle.write(TAR_END)
+        self._digest.update(TAR_END)
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        self._handle.close()
+        self._done.append((self._token, self._path, self._digest.hexdigest()[:16]))
+        self._open = None
+
+    def finish(self) -> dict[str, str]:
+        """Close and commit every tar. Returns token -> file name."""
+        if self._open is not None:
+            self._close_current()
+        names = {}
+        for token, path, digest in self._done:
+            name = f"part-{self.part:05d}.{digest}.tar"
+            commit_file(path, self.folder / name, self.guard)
+            names[token] = name
+        self._done.clear()
+        return names
+
+    def abort(self) -> None:
+        """Remove what was not committed."""
+        if self._open is not None:
+            self._handle.close()
+            self._path.unlink(missing_ok=True)
+            self._open = None
+        for _, path, _ in self._done:
+            path.unlink(missing_ok=True)
+        self._done.clear()
+
+
+class ImageRef:
+    """The stored image of a row: reads its bytes from the blob tar when asked."""
+
+    __slots__ = ("path", "offset", "size")
+
+    def __init__(self, path: Path, offset: int, size: int):
+        self.path = path
+        self.offset = offset
+        self.size = size
+
+    def read(self) -> bytes:
+        """The bytes as stored. Raises Fatal naming the tar when it is gone or too short: that is no fault of the row."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise Fatal(f"{self.path}: this tar of stored images is gone; restore it, or run again in a new folder") from None
+        try:
+            data = os.pread(descriptor, self.size, self.offset)
+        finally:
+            os.close(descriptor)
+        if len(data) != self.size:
+            raise Fatal(f"{self.path}: {len(data)} of {self.size} bytes at {self.offset}: the tar was cut after it was committed; run `pairmill verify`")
+        return data

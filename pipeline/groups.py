@@ -1,0 +1,91 @@
+"""Groups: consecutive steps of one part that run as one task, cut at barriers and where the resources change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.chain import Chain, Node
+from pipeline.environment import Environment, Isolation
+from pipeline.part import StepResult, is_done, run_part
+from pipeline.view import PartView
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Part of the work at one node: measuring, judging, or both (a resolve stands between the two)."""
+
+    node: int
+    measure: bool
+    judge: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Steps that run as one task. `barrier` is the node whose resolve must be done for all parts before."""
+
+    index: int
+    steps: tuple[Step, ...]
+    barrier: int | None = None
+    model: str | None = None
+
+
+@dataclass
+class GroupTask:
+    """One group on one part, as it travels to a worker."""
+
+    group: int
+    part: int
+    rows: int
+    isolation: Isolation | None = None
+    attempt: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def make_groups(chain: Chain) -> list[Group]:
+    """Split the chain's steps into groups. Grouping changes how work is sent out, never a byte of what is written."""
+    groups: list[Group] = []
+    steps: list[Step] = []
+    barrier: int | None = None
+    key: tuple[str, str | None] | None = None
+
+    def close() -> None:
+        nonlocal steps, barrier, key
+        if steps:
+            groups.append(Group(len(groups), tuple(steps), barrier, key[1] if key else None))
+        steps, barrier, key = [], None, None
+
+    for node in chain.nodes[1:]:
+        if node.has_compute or not node.has_resolve:
+            wanted = _resources(node)
+            if steps and key not in (None, wanted):
+                close()
+            key = wanted
+            steps.append(Step(node.index, node.has_compute, not node.has_resolve))
+        if node.has_resolve:
+            close()
+            barrier = node.index
+            steps.append(Step(node.index, False, True))
+    close()
+    return groups
+
+
+def _resources(node: Node) -> tuple[str, str | None]:
+    stage = node.stage
+    assert stage is not None
+    return stage.resources, stage.model_name if stage.uses_model else None
+
+
+def group_done(group: Group, view: PartView) -> bool:
+    """True when nothing of a group is left to do for a part, judged from footers alone."""
+    return all(is_done(view.chain.nodes[step.node], view) for step in group.steps)
+
+
+def run_group(env: Environment, group: Group, task: GroupTask) -> list[StepResult]:
+    """Run the steps of a group on one part in order; each stage commits its own files."""
+    env.isolation = task.isolation
+    view = PartView(env.chain, env.store, task.part, task.rows)
+    results = []
+    for step in group.steps:
+        results.append(run_part(env.chain.nodes[step.node], view, env, step.measure, step.judge))
+    return results

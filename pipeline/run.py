@@ -1,0 +1,186 @@
+"""One run from recipe to result: lock, input, parts, jobs, checks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.chain import Chain, InputFacts
+from pipeline.cut import cut_input
+from pipeline.environment import Environment, code_version
+from pipeline.errors import Fatal, RecipeError
+from pipeline.executor import Executor, LocalExecutor
+from pipeline.files import remove_temporaries
+from pipeline.groups import Group, make_groups
+from pipeline.lock import RunLock
+from pipeline.recipe import Recipe, build_recipe
+from pipeline.run_view import RunView
+from pipeline.schedule import Schedule, Tally
+from pipeline.store import BOOKKEEPING, VALUES, Store
+from schemas.outcome import PASSING
+from schemas.record import RunRecord
+from schemas.sample import SOURCE_COLUMNS
+
+Notify = Callable[[str, Any], None]
+RAY_WORTH_S = 30.0
+
+
+@dataclass
+class RunOptions:
+    """How to run, as opposed to what: nothing here changes a byte of the dataset."""
+
+    executor: str = "auto"
+    workers: int = 0
+    address: str | None = None
+    retry: dict[str, frozenset[str]] = field(default_factory=dict)
+    jobs: bool = True
+
+
+@dataclass
+class RunResult:
+    """What a run did and found."""
+
+    view: RunView
+    tally: Tally
+    jobs: dict[str, dict[str, Any]]
+    seconds: float
+
+
+def run(recipe: Recipe, out: str | Path, options: RunOptions | None = None, notify: Notify = lambda kind, what: None) -> RunResult:
+    """Run a recipe in a directory, going on with what is committed there. Raises Fatal and RecipeError."""
+    options = options or RunOptions()
+    started = time.perf_counter()
+    root = Path(out)
+    chain = Chain(recipe)
+    lock = RunLock(root)
+    store = Store(root, lock.token)
+    _check_directory(store, chain)
+    lock.acquire()
+    try:
+        remove_temporaries(root)
+        parts = _cut(chain, store, notify)
+        retry = _passing_failures_after_a_stop(chain, store, parts)
+        for stage, codes in options.retry.items():
+            chain.node(stage)
+            retry[stage] = retry.get(stage, frozenset()) | codes
+        groups = make_groups(chain)
+        schedule = Schedule(chain, store, parts, groups, retry, notify)
+        executor = make_executor(chain, store, groups, parts, options, retry, notify)
+        try:
+            schedule.run(executor)
+            view = RunView(chain, store, parts)
+            problems = list(view.check_counts())
+            if problems:
+                raise Fatal("the counts do not add up; this is a fault of pairmill: " + "; ".join(problems))
+            jobs = _run_jobs(recipe, executor, view, notify) if options.jobs else {}
+        finally:
+            executor.close()
+    finally:
+        lock.release()
+    return RunResult(view, schedule.tally, jobs, time.perf_counter() - started)
+
+
+def _check_directory(store: Store, chain: Chain) -> None:
+    try:
+        record = store.read_run()
+    except ValueError as error:
+        raise RecipeError(f"{store.root}: {error}") from error
+    if record is None:
+        return
+    if record.source_fingerprint != chain.nodes[0].compute_fingerprint:
+        raise RecipeError(
+            f"{store.root}: this folder holds a run of another input (recipe {record.recipe.get('name')!r}: other files, columns, rows_per_part, "
+            "limit or sample); name a new folder with --out, or give the same input"
+        )
+
+
+def _cut(chain: Chain, store: Store, notify: Notify) -> list[int]:
+    record = store.read_run()
+    parts = record.parts if record is not None else []
+    if not parts:
+        notify("input", 0)
+        parts = cut_input(Environment(chain, store), lambda rows: notify("input", rows))
+    run_id = record.run_id if record is not None else store.token
+    store.write_run(RunRecord(run_id, code_version(), chain.recipe.resolved, chain.nodes[0].compute_fingerprint, parts))
+    return parts
+
+
+def _passing_failures_after_a_stop(chain: Chain, store: Store, parts: list[int]) -> dict[str, frozenset[str]]:
+    """Parts committed while a budget was nearly broken: their passing failures are tried once more, unasked."""
+    retry: dict[str, frozenset[str]] = {}
+    for node in chain.nodes[1:]:
+        limit = chain.recipe.budgets[node.name].max_share / 2
+        for record in store.records((VALUES, node.name, part) for part in range(len(parts))).values():
+            passing = sum(record.counts.get(f"failed:{code}", 0) for code in PASSING)
+            if passing > limit * record.rows and not record.info.get("retried"):
+                retry[node.name] = frozenset(str(code) for code in PASSING)
+    return retry
+
+
+def default_workers() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_executor(
+    chain: Chain, store: Store, groups: list[Group], parts: list[int], options: RunOptions, retry: dict[str, frozenset[str]], notify: Notify
+) -> Executor:
+    """The executor asked for; 'auto' takes the plain loop for work estimated under 30 s (Ray needs about 10 s to start)."""
+    workers = options.workers or default_workers()
+    choice = options.executor
+    if choice == "auto":
+        cost = sum(stage.seconds_per_row for stage in chain.recipe.stages) * sum(parts)
+        choice = "ray" if options.address or cost > RAY_WORTH_S else "local"
+        if choice == "ray" and not _ray_installed():
+            choice = "local"
+    notify("executor", choice)
+    if choice == "local":
+        return LocalExecutor(Environment(chain, store, retry, workers=workers), groups)
+    if choice != "ray":
+        raise RecipeError(f"--executor {choice}: must be auto, local or ray")
+    if not _ray_installed():
+        raise RecipeError("--executor ray: Ray is not installed; install pairmill[ray], or use --executor local")
+    from pipeline.ray_executor import RayExecutor
+
+    return RayExecutor(chain, store, groups, workers, options.address, retry)
+
+
+def _ray_installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("ray") is not None
+
+
+def _run_jobs(recipe: Recipe, executor: Executor, view: RunView, notify: Notify) -> dict[str, dict[str, Any]]:
+    summaries: dict[str, dict[str, Any]] = {}
+    for place, job in enumerate(recipe.jobs):
+        notify("job", job.instance)
+        tasks = job.tasks(view)
+        results = []
+        for result in executor.run_job(place, view, tasks):
+            results.append(result)
+            notify("job_task", (job.instance, len(results), len(tasks)))
+        summaries[job.instance] = job.finish(view, results)
+        notify("job_done", (job.instance, summaries[job.instance]))
+    return summaries
+
+
+def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
+    """A run directory for reading, through the recipe it was last run with. Raises RecipeError where there is none."""
+    store = Store(out)
+    try:
+        record = store.read_run()
+    except ValueError as error:
+        raise RecipeError(f"{out}: {error}") from error
+    if record is None:
+        raise RecipeError(f"{out}: no run here (run.json is missing); start one with `pairmill run RECIPE --out {out}`")
+    schema = pq.read_schema(store.path(VALUES, "source", 0))
+    carried = {field.name: field.type for field in schema if field.name not in (*BOOKKEEPING, *SOURCE_COLUMNS)}
+    facts = InputFacts(record.source_fingerprint, carried)
+    return RunView(Chain(recipe or build_recipe(record.recipe), facts), store, record.parts)

@@ -1,0 +1,197 @@
+"""Which (group, part) to run next: deepest first, barriers resolved once all parts have arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.chain import Chain, Node
+from pipeline.environment import Isolation
+from pipeline.errors import BudgetWindow, Fatal
+from pipeline.executor import Crash, Done, Executor
+from pipeline.groups import Group, GroupTask, group_done
+from pipeline.part import StepResult, asked_again
+from pipeline.resolve import is_resolved, run_resolve
+from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
+from pipeline.view import PartView
+from schemas.record import PartRecord
+
+MAX_UNEXPLAINED_CRASHES = 3
+STEPS_PER_SUSPECT_BATCH = 8
+
+
+@dataclass
+class Tally:
+    """What a run has done so far."""
+
+    computed: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    model_seconds: dict[str, float] = field(default_factory=dict)
+    parts_run: int = 0
+    resolves: list[str] = field(default_factory=list)
+
+    def add(self, result: StepResult) -> None:
+        self.computed[result.stage] = self.computed.get(result.stage, 0) + result.computed
+        self.calls[result.stage] = self.calls.get(result.stage, 0) + result.calls
+        self.seconds[result.stage] = self.seconds.get(result.stage, 0.0) + result.seconds
+        self.model_seconds[result.stage] = self.model_seconds.get(result.stage, 0.0) + result.model_seconds
+
+
+class Schedule:
+    """Drives all parts through all groups. It keeps footers, never columns."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        store: Store,
+        parts: list[int],
+        groups: list[Group],
+        retry: dict[str, frozenset[str]] | None = None,
+        notify: Callable[[str, object], None] = lambda kind, what: None,
+    ):
+        self.chain = chain
+        self.store = store
+        self.groups = groups
+        self.retry = retry or {}
+        self.notify = notify
+        self.views = [PartView(chain, store, part, rows) for part, rows in enumerate(parts)]
+        self.position = [0] * len(parts)  # next group of each part
+        self.running: set[int] = set()
+        self.resolved: set[int] = set()
+        self.tally = Tally()
+        self.windows = {node.name: BudgetWindow(node.name, chain.recipe.budgets[node.name]) for node in chain.nodes[1:]}
+        self.isolation: dict[tuple[int, int], Isolation] = {}
+        self.crashes: dict[tuple[int, int], int] = {}
+        self.retried: set[tuple[str, int]] = set()
+        self._unchecked: set[int] = set(range(len(parts)))
+        self.load_records()
+
+    def load_records(self) -> None:
+        """Read all footers with many threads; a file that is missing is known to be missing."""
+        kinds = (VALUES, VERDICTS, RESOLVED)
+        keys = [(kind, node.name, view.part) for view in self.views for node in self.chain.nodes for kind in kinds]
+        found = self.store.records(keys)
+        for view in self.views:
+            for node in self.chain.nodes:
+                for kind in kinds:
+                    view._records[(kind, node.index)] = found.get((kind, node.name, view.part))
+
+    def run(self, executor: Executor) -> None:
+        """Bring every part to the end of the chain. Raises Fatal; what was committed until then stays."""
+        while True:
+            self._advance()
+            while len(self.running) < executor.capacity and (task := self._next_task()) is not None:
+                self.running.add(task.part)
+                self.notify("start", task)
+                executor.submit(task)
+            if not self.running:
+                if all(place == len(self.groups) for place in self.position):
+                    return
+                raise Fatal("no task can run though work is left; this is a fault of pairmill, please report the recipe")
+            for done in executor.wait():
+                self._take(done)
+
+    def _advance(self) -> None:
+        """Move every idle part past groups that are done, and open barriers that all parts have reached."""
+        while True:
+            for part in sorted(self._unchecked):
+                self._skip_done(self.views[part])
+            self._unchecked.clear()
+            closed = self._first_closed
+            if closed == len(self.groups) or self.running or min(self.position) < closed:
+                return
+            self._resolve(self.chain.nodes[self.groups[closed].barrier])  # type: ignore[index]
+            self._unchecked.update(range(len(self.views)))
+
+    def _skip_done(self, view: PartView) -> None:
+        while self.position[view.part] < self._first_closed:
+            group = self.groups[self.position[view.part]]
+            if not group_done(group, view) or self._retry_wanted(group, view):
+                return
+            self.position[view.part] += 1
+            self.notify("skip", (group, view))
+
+    @property
+    def _first_closed(self) -> int:
+        """Index of the first group that waits for a resolve; the number of groups when none does."""
+        return next((g.index for g in self.groups if g.barrier is not None and g.barrier not in self.resolved), len(self.groups))
+
+    def _retry_wanted(self, group: Group, view: PartView) -> bool:
+        nodes = (self.chain.nodes[step.node] for step in group.steps)
+        return any(
+            (node.name, view.part) not in self.retried and asked_again(node, view, self.retry.get(node.name, frozenset())) for node in nodes
+        )
+
+    def _resolve(self, node: Node) -> None:
+        if not is_resolved(node, self.views):
+            self.notify("resolve", node)
+            for view, record in zip(self.views, run_resolve(node, self.views, self.store), strict=True):
+                view.put_record(node, record)
+            self.tally.resolves.append(node.name)
+        self.resolved.add(node.index)
+
+    def _next_task(self) -> GroupTask | None:
+        best: PartView | None = None
+        limit = self._first_closed
+        for view in self.views:
+            part = view.part
+            place = self.position[part]
+            if part in self.running or place >= limit:
+                continue
+            if best is None or place > self.position[best.part]:
+                best = view
+        if best is None:
+            return None
+        place = self.position[best.part]
+        attempt = self.crashes.get((place, best.part), 0)
+        return GroupTask(place, best.part, best.rows, self.isolation.get((place, best.part)), attempt)
+
+    def _take(self, done: Done) -> None:
+        task = done.task
+        self.running.discard(task.part)
+        self._unchecked.add(task.part)
+        if done.error is not None:
+            raise done.error
+        if done.crash is not None:
+            self._after_crash(task, done.crash)
+            return
+        view = self.views[task.part]
+        for result in done.results or []:
+            node = self.chain.node(result.stage)
+            for record in (result.values, result.verdict):
+                if isinstance(record, PartRecord):
+                    view.put_record(node, record)
+            self.tally.add(result)
+            self.retried.add((result.stage, task.part))
+            self._count_failures(result)
+        self.tally.parts_run += 1
+        self.position[task.part] = task.group + 1
+        self.notify("done", done)
+
+    def _count_failures(self, result: StepResult) -> None:
+        window = self.windows[result.stage]
+        for code in result.codes:
+            window.add(code, code)
+        if any(result.codes):
+            window.check()
+
+    def _after_crash(self, task: GroupTask, crash: Crash) -> None:
+        """Run the part again in smaller steps; a row that alone kills a worker twice is at fault."""
+        key = (task.group, task.part)
+        self.notify("crash", (task, crash))
+        if crash.blameless:
+            return
+        self.crashes[key] = self.crashes.get(key, 0) + 1
+        old = self.isolation.get(key)
+        if not crash.rows:
+            if self.crashes[key] >= MAX_UNEXPLAINED_CRASHES:
+                raise Fatal(f"part {task.part}: its worker died {self.crashes[key]} times outside any row's computation: {crash.message}")
+            return
+        guilty = dict(old.guilty) if old and old.node == crash.node else {}
+        alone = len(crash.rows) == 1
+        if alone and old is not None and old.step == 1:
+            guilty[crash.rows[0]] = f"the worker died while it computed this row alone: {crash.message}"
+        step = 1 if alone else max(1, len(crash.rows) // STEPS_PER_SUSPECT_BATCH)
+        suspects = frozenset(crash.rows) | (old.suspects if alone and old else frozenset())
+        self.isolation[key] = Isolation(crash.node, suspects, step, guilty)

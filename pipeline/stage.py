@@ -1,0 +1,209 @@
+"""What a plug-in may be: a Source makes rows, a Stage measures and judges them, a Job does work that is not row-aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import Budget
+from schemas.outcome import Drop, Failure
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from pipeline.blobs import BlobWriter
+    from pipeline.models import ModelHandle
+    from pipeline.run_view import RunView
+
+Values = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+class Params(BaseModel):
+    """Parameters of a plug-in: typed, described, unknown keys refused. Plain fields belong to the compute fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def decides(default: Any, description: str, **kwargs: Any) -> Any:
+    """A parameter that only `decide` or `resolve` reads: changing it runs no `compute`."""
+    return Field(default, description=description, json_schema_extra={"affects": "decide"}, **kwargs)
+
+
+def tunes(default: Any, description: str, **kwargs: Any) -> Any:
+    """A parameter that changes speed or patience and never a value: it stands in no fingerprint."""
+    return Field(default, description=description, json_schema_extra={"affects": "nothing"}, **kwargs)
+
+
+def params_affecting(params: BaseModel, what: str) -> dict[str, Any]:
+    """The parameters of one kind ('compute', 'decide', 'nothing') as plain JSON values."""
+    values = params.model_dump(mode="json")
+    kinds = {
+        name: (field.json_schema_extra or {}).get("affects", "compute")  # type: ignore[union-attr]
+        for name, field in type(params).model_fields.items()
+    }
+    return {name: values[name] for name in sorted(values) if kinds[name] == what}
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Type of an embedding column: one fixed-size array per row, stored as fixed-size binary in a file of its own."""
+
+    dtype: str = "float16"
+
+
+ColumnType = pa.DataType | Vector
+
+
+@dataclass
+class Context:
+    """What a stage may use while it computes one part."""
+
+    stage: str
+    part: int
+    seed: int = 0
+    workers: int = 1
+    blobs: BlobWriter | None = None
+    model: ModelHandle | None = None
+    scratch: Path | None = None
+
+
+class Stage:
+    """A row-aligned step: `compute` measures every live row, `decide` judges it from what is stored.
+
+    A subclass declares class facts and overrides what it needs. `reads` names columns: 'text' is the column of that
+    name written last before this stage, 'caption_short.text' that of one instance, 'text|alt_text' the first there
+    is, 'lang?' one that may be missing (null then), and 'image' the stored image bytes (an ImageRef in the row).
+    The key in a row is the first name, without '?'. `reads_decide` are further columns for `decide`, `reads_resolve` those that
+    `resolve` sees. Facts that depend on parameters may be properties.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[Params]] = Params
+    reads: Sequence[str] = ()
+    reads_decide: Sequence[str] = ()
+    reads_resolve: Sequence[str] = ()
+    writes: Mapping[str, ColumnType] = {}
+    resolves: Mapping[str, pa.DataType] = {}
+    on_failure: Literal["drop", "keep"] = "drop"
+    batch_size: int | None = 256  # None: the whole part in one call
+    batch_timeout_s: float | None = None  # a call that takes longer is taken for hung
+    writes_blobs: bool = False
+    resources: str = "cpu"  # consecutive stages of one part with equal resources run as one task
+    model_method: str = ""
+    seconds_per_row: float = 1e-5  # rough cost on one core, only to choose an executor
+    budget: Budget = Budget()
+
+    def __init__(self, params: Any, instance: str = ""):
+        self.params = params
+        self.instance = instance or self.name
+
+    @property
+    def model_name(self) -> str | None:
+        """Name in the recipe's models table, or None for a stage without a model."""
+        return getattr(self.params, "model", None)
+
+    def setup(self, ctx: Context) -> None:
+        """Called once per task before the first `compute`; cheap, or cached in the process."""
+
+    def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
+        """Measure rows: one Values (every column of `writes`) or Failure per row, in order. May raise: rows are isolated."""
+        raise NotImplementedError(f"{self.name} has no compute")
+
+    def prepare(self, rows: Sequence[Row], ctx: Context) -> Any:
+        """Model stages, first half: the request for the model (CPU work, picklable)."""
+        raise NotImplementedError(f"{self.name} has no prepare")
+
+    def finish(self, rows: Sequence[Row], answer: Any, ctx: Context) -> list[Values | Failure]:
+        """Model stages, second half: the model's answer as values, one per row."""
+        raise NotImplementedError(f"{self.name} has no finish")
+
+    def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
+        """Judge one row from its stored values (`writes` and `reads_decide`); pure. None keeps it."""
+        return None
+
+    def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
+        """Corpus-wide step: columns part, row and those of `resolves` for the rows that get a value, made from `evidence`."""
+        raise NotImplementedError(f"{self.name} has no resolve")
+
+    @property
+    def has_compute(self) -> bool:
+        return bool(self.writes)
+
+    @property
+    def has_resolve(self) -> bool:
+        return bool(self.resolves)
+
+    @property
+    def has_decide(self) -> bool:
+        return type(self).decide is not Stage.decide
+
+    @property
+    def uses_model(self) -> bool:
+        return bool(self.model_method)
+
+
+@dataclass
+class Evidence:
+    """What `resolve` sees: a DuckDB connection (out of core, spilling to disk) with the table `rows`: part, row
+    (place in the part), sample_id (BLOB) and the columns of `reads_resolve`, one line per row that is alive at the
+    stage (that has a value, where the stage computes). `total` counts the source rows of the run.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    total: int
+    alive: int
+    seed: int = 0
+
+
+class Source:
+    """Yields the rows of the input; the machine cuts them into parts. Keeps no set of what it has seen."""
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[Params]] = Params
+
+    def __init__(self, params: Any):
+        self.params = params
+
+    def fingerprint(self) -> str:
+        """Digest of what the input is (files and sizes, options): a run refuses to go on with another input."""
+        raise NotImplementedError
+
+    def extra_columns(self) -> dict[str, pa.DataType]:
+        """Columns of the input that are carried through under their own names."""
+        return {}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Rows in a fixed order: SOURCE_COLUMNS, the extra columns, and failure, failure_detail (null where fine)."""
+        raise NotImplementedError
+
+
+class Job:
+    """Work that is not row-aligned: `tasks` splits it, `run_task` does one piece anywhere, `finish` sums up."""
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[Params]] = Params
+
+    def __init__(self, params: Any, instance: str = ""):
+        self.params = params
+        self.instance = instance or self.name
+
+    def tasks(self, run: RunView) -> list[Any]:
+        """Pieces of work, picklable and independent; those already done are left out."""
+        return []
+
+    def run_task(self, run: RunView, task: Any) -> Any:
+        """Do one piece; safe to repeat."""
+        raise NotImplementedError
+
+    def finish(self, run: RunView, results: list[Any]) -> dict[str, Any]:
+        """Called once after all tasks; returns the summary shown at the end (plain JSON values)."""
+        return {}

@@ -1,0 +1,1 @@
+"""Plain data that every part of pairmill agrees on; imports nothing but pyarrow and the standard library."""

@@ -1,0 +1,58 @@
+"""Every core column: its name, Arrow type, the stage that writes it, and one line of meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from schemas.sample import SAMPLE_ID, TEXTS
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A core column. `stage` is the class of the stage that writes it; several may write the same name."""
+
+    name: str
+    type: pa.DataType
+    stage: str
+    meaning: str
+
+
+# Where bytes lie. They change when a retry writes another tar, and so stand outside every digest.
+LOCATION_COLUMNS = frozenset({"tar", "offset", "size"})
+
+CORE: tuple[Column, ...] = (
+    Column("sample_id", SAMPLE_ID, "source", "128 bits of SHA-256 over source name, URL and text; shown as hex"),
+    Column("url", pa.string(), "source", "URL (or path) of the image as the input has it"),
+    Column("alt_text", pa.string(), "source", "text of the row as read, at most 64 KB"),
+    Column("alt_text_cut", pa.bool_(), "source", "the text was longer than 64 KB and was cut"),
+    Column("n_same_url", pa.int32(), "url_dup", "rows of the run with this URL"),
+    Column("url_keeper", pa.string(), "url_dup", "sample_id (hex) of the row that stands for this URL"),
+    Column("texts", TEXTS, "url_dup", "all texts of the row, best first once they are ranked"),
+    Column("n_text", pa.int32(), "repeated_text", "distinct URLs that carry this text"),
+    Column("text", pa.string(), "text_rules", "normalised text: Unicode NFC, entities decoded, white space folded"),
+    Column("lang", pa.string(), "text_rules", "language of the text, ISO 639-1"),
+    Column("lang_score", pa.float32(), "text_rules", "probability of that language, 0 to 1"),
+    Column("n_words", pa.int32(), "text_rules", "words of the text"),
+    Column("http_status", pa.int16(), "download", "status of the last response"),
+    Column("content_type", pa.string(), "download", "Content-Type of the last response"),
+    Column("raw_sha256", pa.binary(32), "download", "SHA-256 of the bytes as fetched"),
+    Column("n_bytes", pa.int64(), "download", "bytes as fetched"),
+    Column("image_sha256", pa.binary(32), "download", "SHA-256 of the bytes as stored (equal to raw_sha256 when kept)"),
+    Column("tar", pa.string(), "download", "tar under blobs/ that holds the stored bytes"),
+    Column("offset", pa.int64(), "download", "first byte of the image in that tar"),
+    Column("size", pa.int64(), "download", "bytes of the stored image"),
+    Column("width", pa.int32(), "download", "width in pixels of the stored image, orientation applied"),
+    Column("height", pa.int32(), "download", "height in pixels of the stored image, orientation applied"),
+    Column("original_width", pa.int32(), "download", "width in pixels as fetched"),
+    Column("original_height", pa.int32(), "download", "height in pixels as fetched"),
+    Column("format", pa.string(), "download", "format of the stored image: jpg, png or webp"),
+    Column("clip_score", pa.float32(), "clip_score", "cosine of image and best text, rounded to 1e-4"),
+    Column("image_emb", pa.binary(), "clip_score", "image embedding, float16, unit length"),
+    Column("text_emb", pa.binary(), "clip_score", "embedding of the best text, float16, unit length"),
+    Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one"),
+    Column("kind", pa.string(), "exact_dup", "how the duplicate was found"),
+)
+
+CORE_BY_NAME = {column.name: column for column in CORE}

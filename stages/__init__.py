@@ -1,0 +1,1 @@
+"""The domain: one stage per file, the file name is the name a recipe uses."""

@@ -1,0 +1,147 @@
+"""Small plug-ins for tests of the machine: a source of numbers, stages that count their calls in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.digests import digest_of
+from pipeline.stage import Evidence, Params, Source, Stage, decides
+from schemas.outcome import Drop, Failure
+from schemas.sample import sample_id
+
+
+class Numbers(Source):
+    """`rows` rows: url u<i>, alt_text and value from a seeded formula; every 17th url repeats the one before."""
+
+    name = "numbers"
+
+    class Params(Params):
+        rows: int
+
+    def fingerprint(self) -> str:
+        return digest_of("numbers", self.params.rows)
+
+    def extra_columns(self) -> dict[str, pa.DataType]:
+        return {"value": pa.int64()}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for start in range(0, self.params.rows, 64):
+            numbers = range(start, min(start + 64, self.params.rows))
+            urls = [f"u{i - 1 if i % 17 == 0 and i else i}" for i in numbers]
+            texts = [f"text {i}" for i in numbers]
+            yield pa.record_batch(
+                {
+                    "sample_id": pa.array([sample_id("numbers", u, t) for u, t in zip(urls, texts, strict=True)], pa.binary(16)),
+                    "url": urls,
+                    "alt_text": texts,
+                    "alt_text_cut": [False] * len(numbers),
+                    "value": pa.array([(i * 7919) % 1000 for i in numbers], pa.int64()),
+                    "failure": pa.array(["bad_row" if i % 97 == 96 else None for i in numbers], pa.string()),
+                    "failure_detail": pa.array(["planted" if i % 97 == 96 else None for i in numbers], pa.string()),
+                }
+            )
+
+
+def log_calls(path: str | None, stage: str, ids: list[str]) -> None:
+    """Append one line per computed row; O_APPEND keeps lines of several processes whole."""
+    if path:
+        descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.write(descriptor, "".join(f"{stage} {i}\n" for i in ids).encode())
+        os.close(descriptor)
+
+
+class Score(Stage):
+    """score = (value * factor) mod 1000; drops scores under `min`."""
+
+    name = "score"
+    reads = ("sample_id", "value")
+    writes = {"score": pa.int64()}
+    batch_size = 64
+
+    class Params(Params):
+        factor: int = 3
+        min: int = decides(0, "least score kept")
+        calls: str | None = decides(None, "file that counts computed rows")
+
+    def compute(self, rows, ctx):
+        log_calls(self.params.calls, self.instance, [row["sample_id"].hex() for row in rows])
+        return [{"score": (row["value"] * self.params.factor) % 1000} for row in rows]
+
+    def decide(self, row, resolved):
+        return Drop("below_cut", f"{row['score']} < {self.params.min}") if row["score"] < self.params.min else None
+
+
+class Flaky(Stage):
+    """Looks each url up in a JSON file (url -> ok | failure code): a recorded web server. Drops answers over `max`."""
+
+    name = "flaky"
+    reads = ("sample_id", "url")
+    writes = {"answer": pa.int64()}
+    batch_size = 32
+
+    class Params(Params):
+        book: str = decides("", "JSON file of answers")
+        max: int = decides(10**9, "largest answer kept")
+        calls: str | None = decides(None, "file that counts computed rows")
+
+    def compute(self, rows, ctx):
+        log_calls(self.params.calls, self.instance, [row["sample_id"].hex() for row in rows])
+        book = json.loads(Path(self.params.book).read_text()) if self.params.book else {}
+        out = []
+        for row in rows:
+            code = book.get(row["url"])
+            out.append(Failure(code, "recorded") if code else {"answer": int(row["url"][1:]) % 100})
+        return out
+
+    def decide(self, row, resolved):
+        return Drop("too_long", str(row["answer"])) if row["answer"] > self.params.max else None
+
+
+class FirstUrl(Stage):
+    """Resolve: keeps the first row of each url."""
+
+    name = "first_url"
+    reads_resolve = ("url",)
+    resolves = {"keeper": pa.string(), "n": pa.int32()}
+
+    def resolve(self, evidence: Evidence):
+        return evidence.con.sql(
+            "SELECT part, row, hex(first_value(sample_id) OVER w) AS keeper, (count(*) OVER (PARTITION BY url))::INT AS n, sample_id FROM rows "
+            "WINDOW w AS (PARTITION BY url ORDER BY part, row) ORDER BY sample_id"
+        ).select("part, row, lower(keeper) AS keeper, n")
+
+    reads_decide = ("sample_id",)
+
+    def decide(self, row, resolved):
+        return None if resolved["keeper"] == row["sample_id"].hex() else Drop("same_url", resolved["keeper"])
+
+
+class Poison(Stage):
+    """Raises, dies or hangs at the row whose alt_text is `text`."""
+
+    name = "poison"
+    reads = ("alt_text",)
+    writes = {"length": pa.int64()}
+    batch_size = 64
+    batch_timeout_s = 2.0
+
+    class Params(Params):
+        text: str
+        how: str
+
+    def compute(self, rows, ctx):
+        for row in rows:
+            if row["alt_text"] == self.params.text:
+                if self.params.how == "raise":
+                    raise ValueError(f"cannot measure {row['alt_text']!r}")
+                if self.params.how == "kill":
+                    os.kill(os.getpid(), 9)
+                if self.params.how == "hang":
+                    time.sleep(60)
+        return [{"length": len(row["alt_text"])} for row in rows]
