@@ -26,7 +26,7 @@ def cut_input(env: Environment, on_rows: Callable[[int], None] = lambda rows: No
     """
     counts: list[int] = []
     total = 0
-    for table in _parts(env.chain):
+    for table in input_parts(env.chain):
         part, rows = len(counts), table.num_rows
         node = env.chain.nodes[0]
         record = env.store.record(VALUES, node.name, part)
@@ -68,7 +68,7 @@ def _counts(column: pa.Array) -> list[tuple[str, int]]:
     return [(pair["values"], pair["counts"]) for pair in pc.value_counts(column.drop_null()).to_pylist()]
 
 
-def _parts(chain: Chain) -> Iterator[pa.Table]:
+def input_parts(chain: Chain) -> Iterator[pa.Table]:
     """Tables of rows_per_part rows each (the last may be shorter), after --sample and --limit."""
     recipe = chain.recipe
     schema = pa.schema([*((name, kind) for name, kind in chain.nodes[0].writes.items()), ("failure", pa.string()), ("failure_detail", pa.string())])

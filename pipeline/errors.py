@@ -22,8 +22,8 @@ class BudgetExceeded(Fatal):
     """Too many rows failed. The part was not committed."""
 
 
-class Interrupted(Exception):
-    """The user asked to stop. What is committed stays; the same command goes on."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl+C or SIGTERM. No Exception, so that no row is blamed for it. What is committed stays; the same command goes on."""
 
 
 # Errors of the program, the machine or its installation, never of a row.
@@ -110,7 +110,7 @@ class BudgetWindow:
             raise BudgetExceeded(f"{self.stage}: {self.share:.0%} of the last {seen} rows failed, {every} {worst}. {_advice(worst)}")
 
 
-_ADVICE = {
+_ADVICE: dict[FailureCode, str] = {
     FailureCode.DNS: "Check the resolver (/etc/resolv.conf) and the network.",
     FailureCode.CONNECT: "Check the network, the firewall and the proxy settings.",
     FailureCode.TIMEOUT: "Check the bandwidth, or lower the stage's concurrency.",

@@ -20,7 +20,7 @@ def model_identity(spec: dict[str, Any]) -> str:
 
     Cheap: loads no weights. Raises RecipeError where the kind is unknown or a named local file is missing.
     """
-    available = registry._built_in_names("stages.models")
+    available = registry.built_in_modules("stages.models")
     if spec["kind"] not in available:
         raise RecipeError(f"models: unknown kind {spec['kind']!r}{registry.nearest(spec['kind'], available)}")
     module = importlib.import_module(f"stages.models.{spec['kind']}")

@@ -116,6 +116,7 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
         result.values = record
         return
     rows = np.flatnonzero(need)
+    started = time.perf_counter()
     stage = env.stage(node)
     context = env.context(node, view.part)
     tokens: dict[str, str] = {}
@@ -129,6 +130,7 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
             context.blobs.abort()
         raise
     result.computed, result.calls, result.model_seconds = len(rows), computed.calls, computed.model_seconds
+    result.seconds = time.perf_counter() - started
     columns = _merge(node, view, valid, digests, rows, computed, tokens)
     result.values = _commit_values(node, view, env, columns, result, context)
 
@@ -193,6 +195,7 @@ def _commit_values(
     record.counts = {"value": int((outcome == Outcome.VALUE).sum()), "failed": int((outcome == Outcome.FAILED).sum())}
     record.counts |= {f"failed:{code}": n for code, n in Counter(c for c in columns["failure"].to_pylist() if c).items()}
     record.info = {**env.info, "computed": result.computed, "calls": result.calls}
+    record.info |= {"seconds": round(result.seconds, 3), "model_seconds": round(result.model_seconds, 3)}
     if env.retry.get(node.name):
         record.info["retried"] = True
     if context.model is not None:

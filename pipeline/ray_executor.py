@@ -107,8 +107,10 @@ class RayModel:
     def __init__(self, names: list[str]):
         self.actors = [ray.get_actor(name, NAMESPACE) for name in names]
         self._open: list[list[Any]] = [[] for _ in names]
+        self.digest: str
+        self._facts: dict[str, Any]
         self.digest, self._facts = ray.get(self.actors[0].facts.remote())
-        self._seconds = 0.0
+        self._seconds: float = 0.0
 
     def describe(self) -> dict[str, Any]:
         return self._facts
@@ -118,7 +120,7 @@ class RayModel:
             if calls:
                 self._open[place] = ray.wait(calls, num_returns=len(calls), timeout=0)[1]
         place = min(range(len(self.actors)), key=lambda i: (len(self._open[i]), (i + os.getpid()) % len(self.actors)))
-        reference = self.actors[place].call.remote(method, request)
+        reference: Any = self.actors[place].call.remote(method, request)
         self._open[place].append(reference)
         return _ActorFuture(reference, self)
 
@@ -164,7 +166,7 @@ class RayExecutor:
         gpus = float(spec.get("gpu_share", 1 if ray.cluster_resources().get("GPU") else 0))
         names = [f"{token}-{name}-{replica}" for replica in range(int(spec.get("replicas", 1)))]
         options = {"num_gpus": gpus, "num_cpus": float(spec.get("num_cpus", 0)), "namespace": NAMESPACE}
-        self._actors += [ModelActor.options(name=actor, **options).remote(spec) for actor in names]
+        self._actors += [ModelActor.options(name=actor, **options).remote(spec) for actor in names]  # type: ignore[attr-defined]
         return names
 
     def submit(self, task: GroupTask) -> None:

@@ -220,7 +220,8 @@ def _models(data: dict[str, Any], users: list[Any]) -> dict[str, dict[str, Any]]
     for user in users:
         wanted = getattr(user.params, "model", None)
         if getattr(user, "uses_model", False) and wanted not in models:
-            raise RecipeError(f"stages.{user.instance}.model: no model {wanted!r}{registry.nearest(str(wanted), models)}; the recipe's models: {', '.join(models) or 'none'}")
+            hint = registry.nearest(str(wanted), models)
+            raise RecipeError(f"stages.{user.instance}.model: no model {wanted!r}{hint}; the recipe's models: {', '.join(models) or 'none'}")
     return {name: dict(spec) for name, spec in models.items()}
 
 

@@ -33,11 +33,12 @@ def _register_from(module: Any, origin: str) -> None:
         if not (isinstance(value, type) and value.__module__ == module.__name__):
             continue
         for kind, (_, base) in KINDS.items():
-            if issubclass(value, base) and value is not base and getattr(value, "name", ""):
-                other = _imported[kind].get(value.name)
+            if issubclass(value, base) and value is not base and vars(value).get("name"):
+                name = str(vars(value)["name"])
+                other = _imported[kind].get(name)
                 if other is not None and other.__module__ != value.__module__:
-                    raise RecipeError(f"{origin}: {kind} {value.name!r} is already defined in {other.__module__}; rename one of them")
-                _imported[kind][value.name] = value
+                    raise RecipeError(f"{origin}: {kind} {name!r} is already defined in {other.__module__}; rename one of them")
+                _imported[kind][name] = value
                 found = True
     if not found:
         raise RecipeError(f"{origin}: defines no Stage, Source or Job with a name")
@@ -69,9 +70,16 @@ def _entry_point(name: str, base: type) -> type | None:
     return None
 
 
-def _built_in_names(package: str) -> list[str]:
+def built_in_modules(package: str) -> dict[str, str]:
+    """Name -> module of what may be a built-in plug-in: <package>.<name>, or <package>.<name>.job for a larger one."""
     module = importlib.import_module(package)
-    return sorted(info.name for info in pkgutil.iter_modules(module.__path__) if not info.ispkg)
+    found = {}
+    for info in pkgutil.iter_modules(module.__path__):
+        if not info.ispkg:
+            found[info.name] = f"{package}.{info.name}"
+        elif importlib.util.find_spec(f"{package}.{info.name}.job") is not None:
+            found[info.name] = f"{package}.{info.name}.job"
+    return found
 
 
 def _class_in(module_name: str, name: str, base: type) -> type | None:
@@ -87,10 +95,9 @@ def find(kind: str, name: str) -> Any:
     package, base = KINDS[kind]
     if name in _imported[kind]:
         return _imported[kind][name]
-    if name in _built_in_names(package):
-        found = _class_in(f"{package}.{name}", name, base)
-        if found is not None:
-            return found
+    module = built_in_modules(package).get(name)
+    if module is not None and (found := _class_in(module, name, base)) is not None:
+        return found
     found = _entry_point(name, base)
     if found is None:
         raise RecipeError(f"unknown {kind} {name!r}{nearest(name, names(kind))}; `pairmill stages` lists all; a file of your own is named with --import")
@@ -100,7 +107,7 @@ def find(kind: str, name: str) -> Any:
 def names(kind: str) -> list[str]:
     """All registered names of a kind, sorted."""
     package, base = KINDS[kind]
-    built_in = [name for name in _built_in_names(package) if _class_in(f"{package}.{name}", name, base)]
+    built_in = [name for name, module in built_in_modules(package).items() if _class_in(module, name, base)]
     points = [point.name for point in entry_points(group=ENTRY_POINT_GROUP) if _entry_point(point.name, base)]
     return sorted({*built_in, *_imported[kind], *points})
 
@@ -109,7 +116,7 @@ def load_model(spec: dict[str, Any]) -> Any:
     """Build the model of a recipe's models table: `stages/models/<kind>.py` has a function load(spec)."""
     kind = spec["kind"]
     package = "stages.models"
-    available = _built_in_names(package)
+    available = built_in_modules(package)
     if kind not in available:
         raise RecipeError(f"models: unknown kind {kind!r}{nearest(kind, available)}")
     return importlib.import_module(f"{package}.{kind}").load(spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -25,7 +25,7 @@ MEMORY_LIMIT = "2GB"
 RESULT_ROWS = 65_536
 
 
-def resolve_inputs(node: Node, views: list[PartView]) -> str:
+def resolve_inputs(node: Node, views: Sequence[PartView]) -> str:
     """Digest of all evidence and alive masks a resolve depends on, from footers alone."""
     pieces: list[object] = [node.resolve_fingerprint]
     for view in views:
@@ -39,13 +39,13 @@ def resolve_inputs(node: Node, views: list[PartView]) -> str:
     return digest_of(*pieces)
 
 
-def is_resolved(node: Node, views: list[PartView]) -> bool:
+def is_resolved(node: Node, views: Sequence[PartView]) -> bool:
     """True when every part has a resolved file made from the present evidence."""
     inputs = resolve_inputs(node, views)
     return all((record := view.record(RESOLVED, node)) is not None and record.inputs == inputs for view in views)
 
 
-def run_resolve(node: Node, views: list[PartView], store: Store) -> list[PartRecord]:
+def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[PartRecord]:
     """Run a stage's `resolve` over all parts; returns the records of the committed files. Raises Fatal."""
     inputs = resolve_inputs(node, views)
     scratch = Path(tempfile.mkdtemp(prefix="pairmill-resolve-"))
@@ -60,6 +60,8 @@ def run_resolve(node: Node, views: list[PartView], store: Store) -> list[PartRec
             columns = ", ".join(f'"{name}"' for name in ("part", "row", *node.resolves))
             answer = relation.select(columns).order("part, row").to_arrow_reader(RESULT_ROWS)
             return _commit(node, views, store, answer, inputs)
+    except duckdb.Error as error:
+        raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -75,7 +77,7 @@ def _evidence_schema(chain: Chain, node: Node) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _gather(con: duckdb.DuckDBPyConnection, node: Node, views: list[PartView]) -> int:
+def _gather(con: duckdb.DuckDBPyConnection, node: Node, views: Sequence[PartView]) -> int:
     """Fill the table `rows` with the evidence of the rows alive at the node; returns their number."""
     if not views:
         raise Fatal(f"{node.name}: the run has no parts")
@@ -85,7 +87,7 @@ def _gather(con: duckdb.DuckDBPyConnection, node: Node, views: list[PartView]) -
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal counted
         for view in views:
-            fresh = PartView(view.chain, view.store, view.part, view.rows)  # its columns are let go after this part
+            fresh = view.fresh()  # its columns are let go after this part
             rows = np.flatnonzero(_alive_with_value(node, fresh))
             counted += len(rows)
             table = fresh.table({"sample_id": Ref(0, "sample_id"), **node.reads_resolve}, rows)
@@ -106,7 +108,7 @@ def _alive_with_value(node: Node, view: PartView) -> np.ndarray:
     return mask
 
 
-def _commit(node: Node, views: list[PartView], store: Store, answer: pa.RecordBatchReader, inputs: str) -> list[PartRecord]:
+def _commit(node: Node, views: Sequence[PartView], store: Store, answer: pa.RecordBatchReader, inputs: str) -> list[PartRecord]:
     """Split the ordered answer by part and commit one file per part, rows without an answer null."""
     slices = _by_part(node, answer)
     pending = next(slices, None)

@@ -57,20 +57,22 @@ def run(recipe: Recipe, out: str | Path, options: RunOptions | None = None, noti
     options = options or RunOptions()
     started = time.perf_counter()
     root = Path(out)
+    check_options(options)
     chain = Chain(recipe)
     lock = RunLock(root)
     store = Store(root, lock.token)
-    _check_directory(store, chain)
+    check_directory(store, chain)
     lock.acquire()
     try:
         remove_temporaries(root)
         parts = _cut(chain, store, notify)
-        retry = _passing_failures_after_a_stop(chain, store, parts)
+        retry = passing_failures_after_a_stop(chain, store, parts)
         for stage, codes in options.retry.items():
             chain.node(stage)
             retry[stage] = retry.get(stage, frozenset()) | codes
         groups = make_groups(chain)
         schedule = Schedule(chain, store, parts, groups, retry, notify)
+        notify("schedule", schedule)
         executor = make_executor(chain, store, groups, parts, options, retry, notify)
         try:
             schedule.run(executor)
@@ -86,7 +88,17 @@ def run(recipe: Recipe, out: str | Path, options: RunOptions | None = None, noti
     return RunResult(view, schedule.tally, jobs, time.perf_counter() - started)
 
 
-def _check_directory(store: Store, chain: Chain) -> None:
+def check_options(options: RunOptions) -> None:
+    """Raises RecipeError for an executor that is not known or not installed, before anything is read or written."""
+    if options.executor not in ("auto", "local", "ray"):
+        raise RecipeError(f"--executor {options.executor}: must be auto, local or ray")
+    if (options.executor == "ray" or options.address) and not _ray_installed():
+        wanted = "--executor ray" if options.executor == "ray" else f"--address {options.address}"
+        raise RecipeError(f"{wanted}: Ray is not installed; install pairmill[ray], or use --executor local")
+
+
+def check_directory(store: Store, chain: Chain) -> None:
+    """Raises RecipeError where the folder holds a run of another input, or a run.json that cannot be read."""
     try:
         record = store.read_run()
     except ValueError as error:
@@ -111,7 +123,7 @@ def _cut(chain: Chain, store: Store, notify: Notify) -> list[int]:
     return parts
 
 
-def _passing_failures_after_a_stop(chain: Chain, store: Store, parts: list[int]) -> dict[str, frozenset[str]]:
+def passing_failures_after_a_stop(chain: Chain, store: Store, parts: list[int]) -> dict[str, frozenset[str]]:
     """Parts committed while a budget was nearly broken: their passing failures are tried once more, unasked."""
     retry: dict[str, frozenset[str]] = {}
     for node in chain.nodes[1:]:
@@ -142,10 +154,6 @@ def make_executor(
     notify("executor", choice)
     if choice == "local":
         return LocalExecutor(Environment(chain, store, retry, workers=workers), groups)
-    if choice != "ray":
-        raise RecipeError(f"--executor {choice}: must be auto, local or ray")
-    if not _ray_installed():
-        raise RecipeError("--executor ray: Ray is not installed; install pairmill[ray], or use --executor local")
     from pipeline.ray_executor import RayExecutor
 
     return RayExecutor(chain, store, groups, workers, options.address, retry)
@@ -180,7 +188,10 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
         raise RecipeError(f"{out}: {error}") from error
     if record is None:
         raise RecipeError(f"{out}: no run here (run.json is missing); start one with `pairmill run RECIPE --out {out}`")
-    schema = pq.read_schema(store.path(VALUES, "source", 0))
+    try:
+        schema = pq.read_schema(store.path(VALUES, "source", 0))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{error.filename}: is missing, though run.json names {len(record.parts)} parts; start again in a new folder") from error
     carried = {field.name: field.type for field in schema if field.name not in (*BOOKKEEPING, *SOURCE_COLUMNS)}
     facts = InputFacts(record.source_fingerprint, carried)
     return RunView(Chain(recipe or build_recipe(record.recipe), facts), store, record.parts)

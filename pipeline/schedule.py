@@ -129,6 +129,7 @@ class Schedule:
             for view, record in zip(self.views, run_resolve(node, self.views, self.store), strict=True):
                 view.put_record(node, record)
             self.tally.resolves.append(node.name)
+            self.notify("resolved", node)
         self.resolved.add(node.index)
 
     def _next_task(self) -> GroupTask | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,7 +57,7 @@ class Vector:
     dtype: str = "float16"
 
 
-ColumnType = pa.DataType | Vector
+ColumnType: TypeAlias = pa.DataType | Vector
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import lock
+from pipeline.errors import Fatal
 from pipeline.files import commit_bytes
 from pipeline.stage import ColumnType, Vector
 from schemas.outcome import Outcome
@@ -45,6 +47,8 @@ class Store:
             metadata = pq.read_metadata(path)
         except FileNotFoundError:
             return None
+        except pa.ArrowInvalid as error:
+            raise Fatal(f"{path}: damaged ({error}); delete it and run the same command again: what it held is made anew") from error
         return PartRecord.from_metadata(metadata.metadata, str(path))
 
     def records(self, wanted: Iterable[tuple[str, str, int]], threads: int = 16) -> dict[tuple[str, str, int], PartRecord]:
@@ -88,11 +92,15 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def read_run(self) -> RunRecord | None:
-        """run.json, or None for a new directory. Raises ValueError when it is of another format."""
+        """run.json, or None for a new directory. Raises ValueError when it is damaged or of another format."""
         try:
-            return RunRecord.from_json((self.root / "run.json").read_text())
+            text = (self.root / "run.json").read_text()
         except FileNotFoundError:
             return None
+        try:
+            return RunRecord.from_json(text)
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ValueError(f"run.json is damaged ({error}); delete it and run the same command again: committed parts are kept") from error
 
     def write_run(self, record: RunRecord) -> None:
         commit_bytes(self.root / "run.json", record.to_json().encode(), self.guard)

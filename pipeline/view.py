@@ -67,6 +67,14 @@ class PartView:
         self._verdicts: dict[int, Verdict] = {}
         self._records: dict[tuple[str, int], PartRecord | None] = {}
 
+    def fresh(self) -> PartView:
+        """The same part without the columns read so far."""
+        return PartView(self.chain, self.store, self.part, self.rows)
+
+    def store_of(self, ref: Ref) -> Store:
+        """Where a column is read from (a forecast keeps what a resolve would return apart from the run)."""
+        return self.store
+
     def record(self, kind: str, node: Node) -> PartRecord | None:
         key = (kind, node.index)
         if key not in self._records:
@@ -100,7 +108,7 @@ class PartView:
             return
         folder = RESOLVED if ref.resolved else VALUES
         # All plain columns of a stage at once: part files are small and opening them is the dear part.
-        table = self.store.read(folder, node.name, self.part)
+        table = self.store_of(ref).read(folder, node.name, self.part)
         if table is None:
             self._columns[ref] = pa.nulls(self.rows, kind)
             return
