@@ -22,7 +22,7 @@ from pipeline.environment import Environment
 from pipeline.errors import Fatal, as_fatal, failure_of, is_fatal
 from pipeline.stage import Context, Stage, Vector
 from pipeline.store import to_storage
-from pipeline.view import PartView
+from pipeline.view import PartView, mappings
 from schemas.outcome import Failure, FailureCode
 
 WINDOW = 3  # batches in flight at a model: one computing, one waiting, one being prepared
@@ -91,7 +91,8 @@ class BatchRunner:
             for name, kind in self.node.writes.items()
         }
         failures = [failure for _, computed in done for failure in computed.failures]
-        failures = [failures[place] for place in back.to_pylist()]
+        if any(failures):
+            failures = [failures[place] for place in back.to_pylist()]
         seconds = self.context.model.seconds() - started if self.context.model else 0.0
         return Computed(columns, failures, self.calls, seconds)
 
@@ -190,14 +191,12 @@ class BatchRunner:
     def _rows(self, batch: np.ndarray) -> list[Any]:
         """Read-only mappings limited to what the stage reads; `image` is an ImageRef (None where none is stored)."""
         table = self.view.table(dict(self.node.reads), batch)
-        names, columns = table.column_names, [column.to_pylist() for column in table.columns]
-        plain = [name for name in names if not name.startswith("image.")]
-        rows = [dict(zip(plain, values, strict=True)) for values in zip(*(columns[names.index(n)] for n in plain), strict=True)] if plain else [{} for _ in batch]
-        if "image.tar" in names:
+        rows = mappings(table, [name for name in table.column_names if not name.startswith("image.")])
+        if "image.tar" in table.column_names:
             owner = self.node.reads["image.tar"]
             assert owner is not None
             folder = self.env.store.blobs(self.view.chain.nodes[owner.node].name)
-            places = zip(*(columns[names.index(f"image.{part}")] for part in ("tar", "offset", "size")), strict=True)
+            places = zip(*(table[f"image.{part}"].to_pylist() for part in ("tar", "offset", "size")), strict=True)
             for row, (tar, offset, size) in zip(rows, places, strict=True):
                 row["image"] = None if tar is None else ImageRef(folder / tar, offset, size)
         return [MappingProxyType(row) for row in rows]
@@ -207,16 +206,16 @@ class BatchRunner:
         if not isinstance(answers, list) or len(answers) != expected:
             found = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
             raise Fatal(f"{self.node.name}: compute must return a list of {expected} Values or Failures, returned {found}")
-        failures = [answer if isinstance(answer, Failure) else None for answer in answers]
         declared = self.node.writes.keys()
-        for answer in answers:
-            if not isinstance(answer, Failure) and answer.keys() != declared:
+        absent = dict.fromkeys(declared)
+        failures: list[Failure | None] = [None] * expected
+        for place, answer in enumerate(answers):
+            if isinstance(answer, Failure):
+                failures[place], answers[place] = answer, absent
+            elif answer.keys() != declared:
                 wrong = sorted(set(answer) ^ set(declared))
                 raise Fatal(f"{self.node.name}: compute must give exactly the declared columns; differs in {', '.join(wrong)}")
-        columns = {
-            name: to_storage([None if isinstance(a, Failure) else a[name] for a in answers], kind)
-            for name, kind in self.node.writes.items()
-        }
+        columns = {name: to_storage([answer[name] for answer in answers], kind) for name, kind in self.node.writes.items()}
         return Computed(columns, failures)
 
     def _all_failed(self, failure: Failure, rows: int) -> Computed:

@@ -104,8 +104,9 @@ class Chain:
         where = f"stages.{stage.instance}"
         node.reads = self._bind_all(stage.reads, index, where)
         node.reads_decide = self._bind_all(stage.reads_decide, index, where)
-        self.nodes.append(node)  # resolve sees the stage's own values too
+        self.nodes.append(Node(index, stage.instance, stage, node.writes))  # resolve sees the stage's own values too
         node.reads_resolve = self._bind_all(stage.reads_resolve, index + 1, where)
+        self.nodes[index] = node
         if stage.uses_model and stage.model_name:
             weights = model_identity(self.recipe.models[stage.model_name])
         else:

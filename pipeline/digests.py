@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ def _fixed_width_hashes(array: pa.Array) -> np.ndarray:
     return _mix(values.astype(np.uint64, copy=False))
 
 
+def _hash_each(digest: Callable[[bytes], int], array: pa.Array) -> np.ndarray:
+    values = array.to_pylist()
+    if array.null_count:
+        values = [b"" if value is None else value for value in values]
+    return np.fromiter(map(digest, values), np.uint64, len(values))
+
+
 def hash_column(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Hash of every value of a column, independent of chunking, encoding and platform: uint64 [N].
 
@@ -42,19 +50,15 @@ def hash_column(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
     kind = array.type
     if pa.types.is_dictionary(kind):
         array, kind = array.dictionary_decode(), kind.value_type
-    if len(array) == 0:
-        return np.empty(0, np.uint64)
+    if array.null_count == len(array):
+        return np.full(len(array), NULL_HASH, np.uint64)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         hashes = _fixed_width_hashes(array)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        digest = xxhash.xxh64_intdigest
         raw = array.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary())
-        hashes = np.fromiter((digest(v) if v is not None else 0 for v in raw.to_pylist()), np.uint64, len(array))
+        hashes = _hash_each(xxhash.xxh64_intdigest, raw)
     elif pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):
-        digest = xxhash.xxh64_intdigest
-        hashes = np.fromiter((digest(v) if v is not None else 1 for v in array.to_pylist()), np.uint64, len(array))
-    elif pa.types.is_null(kind):
-        hashes = np.full(len(array), NULL_HASH, np.uint64)
+        hashes = _hash_each(xxhash.xxh64_intdigest, array)
     else:
         digest = xxhash.xxh64_intdigest
         hashes = np.fromiter((digest(canonical_json(v).encode("utf-8", "surrogatepass")) for v in array.to_pylist()), np.uint64, len(array))

@@ -78,28 +78,39 @@ class BudgetWindow:
     def __init__(self, stage: str, budget: Budget):
         self.stage = stage
         self.budget = budget
-        self.last: deque[str] = deque(maxlen=budget.window)
+        self.runs: deque[tuple[str, int]] = deque()  # runs of equal outcomes, oldest first
+        self.seen = 0
         self.codes: Counter[str] = Counter()
         self.identical = 0
         self.previous: tuple[str, str] = ("", "")
 
     @property
     def share(self) -> float:
-        failed = sum(n for code, n in self.codes.items() if code)
-        return failed / len(self.last) if self.last else 0.0
+        return 1 - self.codes[""] / self.seen if self.seen else 0.0
 
-    def add(self, code: str, detail: str = "") -> None:
-        """Count one row: '' for a value, else its failure code."""
-        if len(self.last) == self.last.maxlen:
-            self.codes[self.last[0]] -= 1
-        self.last.append(code)
-        self.codes[code] += 1
-        self.identical = self.identical + 1 if code and (code, detail) == self.previous else int(bool(code))
+    def add(self, code: str, detail: str = "", rows: int = 1) -> None:
+        """Count rows of one outcome: '' for a value, else a failure code."""
+        if self.runs and self.runs[-1][0] == code:
+            self.runs[-1] = (code, self.runs[-1][1] + rows)
+        else:
+            self.runs.append((code, rows))
+        self.codes[code] += rows
+        self.seen += rows
+        while self.seen > self.budget.window:
+            old, count = self.runs[0]
+            gone = min(count, self.seen - self.budget.window)
+            self.codes[old] -= gone
+            self.seen -= gone
+            if gone == count:
+                self.runs.popleft()
+            else:
+                self.runs[0] = (old, count - gone)
+        self.identical = self.identical + rows if code and (code, detail) == self.previous else rows if code else 0
         self.previous = (code, detail)
 
     def check(self) -> None:
         """Raises BudgetExceeded when the window breaks the budget."""
-        seen, budget = len(self.last), self.budget
+        seen, budget = self.seen, self.budget
         if self.identical >= budget.max_identical:
             raise BudgetExceeded(
                 f"{self.stage}: {self.identical} rows in a row failed alike: {self.previous[0]}: {self.previous[1][:200]}. {_advice(self.previous[0])}"

@@ -24,7 +24,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def commit_bytes(path: Path, data: bytes | memoryview, guard: Callable[[], None] | None = None) -> None:
-    """Write beside, fsync, rename. `guard` is called last before the rename (it raises where the lock is lost)."""
+    """Write beside, fsync, rename. `guard` is called last before the rename (it raises where the lock is lost).
+
+    The folder is not fsynced: after a power cut the rename may be undone, and then the part is simply not committed.
+    """
     temporary = temporary_name(path)
     try:
         try:
@@ -43,7 +46,6 @@ def commit_bytes(path: Path, data: bytes | memoryview, guard: Callable[[], None]
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    sync_folder(path.parent)
 
 
 def commit_file(temporary: Path, path: Path, guard: Callable[[], None] | None = None) -> None:

@@ -20,8 +20,8 @@ from pipeline.digests import digest_of, hash_column
 from pipeline.environment import Environment
 from pipeline.errors import BudgetWindow, Fatal
 from pipeline.stage import Context, Vector
-from pipeline.store import BOOKKEEPING, RESOLVED, VALUES, VERDICTS, empty_values, storage_field
-from pipeline.view import PartView, Verdict
+from pipeline.store import RESOLVED, VALUES, VERDICTS, empty_values, storage_field
+from pipeline.view import PartView, Verdict, mappings
 from schemas.columns import LOCATION_COLUMNS
 from schemas.outcome import Outcome, Status, cap_detail
 from schemas.record import PartRecord
@@ -39,7 +39,7 @@ class StepResult:
     calls: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
-    codes: list[str] = field(default_factory=list)  # outcome of the computed rows in order: '' or a failure code
+    codes: list[str] = field(default_factory=list)  # outcomes of the computed rows in order ('' or a failure code), if any failed
 
 
 def verdict_inputs(node: Node, view: PartView) -> str:
@@ -136,6 +136,8 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
 
 
 def _check_budget(node: Node, env: Environment, computed: Computed, result: StepResult) -> None:
+    if not any(computed.failures):
+        return
     window = BudgetWindow(node.name, env.budget(node))
     for failure in computed.failures:
         window.add(failure.code if failure else "", failure.detail if failure else "")
@@ -153,10 +155,12 @@ def _merge(
     source[valid] = np.flatnonzero(valid)
     source[rows] = total + np.arange(n)
     index = pa.array(source, mask=source < 0)
+    failed = np.fromiter(map(bool, computed.failures), bool, n)
+    any_failed = bool(failed.any())
     new = {
-        "outcome": pa.array([int(Outcome.FAILED if f else Outcome.VALUE) for f in computed.failures], pa.int8()),
-        "failure": pa.array([f.code if f else None for f in computed.failures], pa.string()),
-        "failure_detail": pa.array([cap_detail(f.detail) if f else None for f in computed.failures], pa.string()),
+        "outcome": pa.array(np.where(failed, int(Outcome.FAILED), int(Outcome.VALUE)).astype(np.int8)),
+        "failure": pa.array([f.code if f else None for f in computed.failures], pa.string()) if any_failed else pa.nulls(n, pa.string()),
+        "failure_detail": pa.array([cap_detail(f.detail) if f else None for f in computed.failures], pa.string()) if any_failed else pa.nulls(n, pa.string()),
         "input_digest": pa.array(digests[rows]),
         **computed.columns,
     }
@@ -193,7 +197,8 @@ def _commit_values(
     outcome = columns["outcome"].to_numpy()
     record = PartRecord(VALUES, node.name, view.part, view.rows, node.compute_fingerprint, digest=view.values_digest(node))
     record.counts = {"value": int((outcome == Outcome.VALUE).sum()), "failed": int((outcome == Outcome.FAILED).sum())}
-    record.counts |= {f"failed:{code}": n for code, n in Counter(c for c in columns["failure"].to_pylist() if c).items()}
+    codes = columns["failure"].drop_null().to_pylist()
+    record.counts |= {f"failed:{code}": n for code, n in sorted(Counter(codes).items())}
     record.info = {**env.info, "computed": result.computed, "calls": result.calls}
     record.info |= {"seconds": round(result.seconds, 3), "model_seconds": round(result.model_seconds, 3)}
     if env.retry.get(node.name):
@@ -201,9 +206,10 @@ def _commit_values(
     if context.model is not None:
         record.info["weights"] = context.model.digest
     if node.vectors:
-        table = pa.table([columns[name] for name in node.vectors], [storage_field(name, node.writes[name], columns[name]) for name in node.vectors])
+        schema = pa.schema([storage_field(name, node.writes[name], columns[name]) for name in node.vectors])
+        table = pa.table([columns[name] for name in node.vectors], schema)
         name = digest_of(*(hash_column(columns[v]) for v in node.vectors))
-        record.side_files["vectors"] = env.store.commit_vectors(node.name, view.part, table.cast(pa.schema(table.schema)), name)
+        record.side_files["vectors"] = env.store.commit_vectors(node.name, view.part, table, name)
     plain = {name: column for name, column in columns.items() if name not in node.vectors}
     env.store.commit(pa.table(plain), record)
     if node.vectors:
@@ -224,8 +230,9 @@ def _judge(node: Node, view: PartView, env: Environment, result: StepResult) -> 
     record.values_digest = values.digest if values else ""
     status = Counter(verdict.status.tolist())
     record.counts = {Status(code).name.lower(): n for code, n in sorted(status.items())}
-    reasons = zip(verdict.status.tolist(), verdict.reason.to_pylist(), strict=True)
-    told = Counter(f"{Status(s).name.lower()}:{r}" for s, r in reasons if s in (Status.DROPPED, Status.FAILED))
+    left = np.flatnonzero((verdict.status == Status.DROPPED) | (verdict.status == Status.FAILED))
+    reasons = verdict.reason.take(pa.array(left)).to_pylist()
+    told = Counter(f"{Status(s).name.lower()}:{r}" for s, r in zip(verdict.status[left].tolist(), reasons, strict=True))
     record.counts |= dict(sorted(told.items()))
     record.info = {"open": int(verdict.open.sum())}
     env.store.commit(verdict.to_table(), record)
@@ -261,17 +268,13 @@ def judge(node: Node, view: PartView, env: Environment) -> Verdict:
 def _apply_decide(node: Node, view: PartView, env: Environment, rows: np.ndarray, status: np.ndarray, reasons: list, details: list) -> None:
     stage = env.stage(node)
     own = {name: Ref(node.index, name) for name, kind in node.writes.items() if not isinstance(kind, Vector) and name not in LOCATION_COLUMNS}
-    table = view.table({**node.reads_decide, **own}, rows)
-    resolved = view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows) if node.resolves else None
-    resolved_rows = resolved.to_pylist() if resolved is not None else [{}] * len(rows)
-    for row, values, found in zip(rows.tolist(), table.to_pylist(), resolved_rows, strict=True):
+    values = mappings(view.table({**node.reads_decide, **own}, rows))
+    resolved = mappings(view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows)) if node.resolves else [{}] * len(rows)
+    for row, value, found in zip(rows.tolist(), values, resolved, strict=True):
         try:
-            drop = stage.decide(values, found)
+            drop = stage.decide(value, found)
         except Exception as error:
             identifier = view.column(Ref(0, "sample_id"))[row].as_py().hex()
             raise Fatal(f"{node.name}.decide failed on sample {identifier} (part {view.part}, row {row}): {type(error).__name__}: {error}") from error
         if drop is not None:
             status[row], reasons[row], details[row] = Status.DROPPED, str(drop.reason), cap_detail(drop.detail)
-
-
-__all__ = ["StepResult", "run_part", "is_done", "needed_rows", "judge", "verdict_inputs", "BOOKKEEPING"]

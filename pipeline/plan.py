@@ -194,6 +194,8 @@ def _fill(plan: Plan, chain: Chain, found: dict[int, NodeForecast], record: RunR
             stage.why = ["new run"]
         elif forecast.high:
             stage.why = compute_reasons(forecast.why, change, changes)
+            if change.decide:
+                stage.why.append(f"and the verdict changes: {'; '.join(change.decide)}")
         elif change.new and (forecast.verdict_parts or forecast.resolve):
             stage.why = ["new stage"]
         elif forecast.verdict_parts or forecast.resolve:

@@ -11,11 +11,12 @@ from pipeline.chain import Chain, Node
 from pipeline.stage import params_affecting
 
 MISSING = "not set"
+CHANGED = "changed "
 
 
 @dataclass
 class StageChange:
-    """What differs for one stage between two recipes, as 'key old -> new'."""
+    """What differs for one stage between two recipes: 'key changed old -> new' (compute), 'key old -> new' (decide)."""
 
     new: bool = False
     compute: list[str] = field(default_factory=list)
@@ -37,14 +38,14 @@ def stage_change(node: Node, chain: Chain, old: dict[str, Any], old_chain: Chain
         return StageChange(new=True)
     change = StageChange()
     if before.get("use") != stage.name:
-        change.compute.append(f"use {shown(before.get('use'))} -> {shown(stage.name)}")
-    change.compute += differences(before, params_affecting(stage.params, "compute"))
+        change.compute.append(f"use changed {shown(before.get('use'))} -> {shown(stage.name)}")
+    change.compute += differences(before, params_affecting(stage.params, "compute"), word=CHANGED)
     change.decide += differences(before, params_affecting(stage.params, "decide"))
     if old.get("seed", 0) != chain.recipe.seed:
-        change.compute.append(f"seed {old.get('seed')} -> {chain.recipe.seed}")
+        change.compute.append(f"seed changed {old.get('seed')} -> {chain.recipe.seed}")
     if stage.uses_model and stage.model_name:
         was, now = (old.get("models") or {}).get(stage.model_name, {}), chain.recipe.models[stage.model_name]
-        change.compute += [f"model {stage.model_name}: {text}" for text in differences(was, now, both=True)]
+        change.compute += [f"model {stage.model_name}: {text}" for text in differences(was, now, both=True, word=CHANGED)]
     if old_chain is not None:
         change.binding = _bindings(node, chain, old_chain)
     return change
@@ -59,18 +60,19 @@ def _bindings(node: Node, chain: Chain, old_chain: Chain) -> list[str]:
     return [f"{key} is now {now[key] or 'missing'} (was {was.get(key) or 'missing'})" for key in now if now[key] != was.get(key)]
 
 
-def differences(was: Any, now: Any, path: str = "", both: bool = False) -> list[str]:
-    """Leaves of `now` that differ from `was`, as 'a.b old -> new'; keys that only `was` has count where `both`."""
+def differences(was: Any, now: Any, path: str = "", both: bool = False, word: str = "") -> list[str]:
+    """Leaves of `now` that differ from `was`, as 'a.b old -> new', with `word` before the values; keys that only `was`
+    has count where `both`."""
     if isinstance(was, dict) and isinstance(now, dict):
         keys = [*now, *(key for key in was if both and key not in now)]
-        inner = (differences(was.get(key, MISSING), now.get(key, MISSING), f"{path}.{key}".strip("."), both) for key in keys)
+        inner = (differences(was.get(key, MISSING), now.get(key, MISSING), f"{path}.{key}".strip("."), both, word) for key in keys)
         return [text for texts in inner for text in texts]
-    return [] if was == now else [f"{path} {shown(was)} -> {shown(now)}"]
+    return [] if was == now else [f"{path} {word}{shown(was)} -> {shown(now)}"]
 
 
 def shown(value: Any) -> str:
     """A value in a sentence: at most 40 characters."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
@@ -100,14 +102,10 @@ def _sentence(cause: str, rows: int, change: StageChange, changes: dict[str, Sta
 
 def _settings(change: StageChange) -> str:
     if change.compute:
-        return f"{_plural('parameter', change.compute)} {'; '.join(change.compute)} (compute)"
+        return f"parameter{'' if len(change.compute) == 1 else 's'} {'; '.join(change.compute)} (compute)"
     if change.binding:
         return f"reads other columns: {'; '.join(change.binding)}"
     return "stage version or weights changed, or an earlier run with other settings was not finished"
-
-
-def _plural(word: str, items: list[str]) -> str:
-    return word if len(items) == 1 else f"{word}s"
 
 
 def _rows(number: int) -> str:
@@ -118,6 +116,8 @@ def verdict_reason(change: StageChange, resolve: str) -> str:
     """Why verdicts are written anew where nothing is computed."""
     if change.decide:
         return f"only the verdict changes: {'; '.join(change.decide)}"
+    if resolve == "may run":
+        return "its verdict may change: its resolve runs over all parts again if rows or values before it change"
     if resolve:
         return "only the verdict changes: its resolve runs over all parts again"
     return "only the verdict changes: other rows reach it"

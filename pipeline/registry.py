@@ -56,7 +56,11 @@ def import_file(path: str) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        del sys.modules[name]
+        raise RecipeError(f"--import {path}: cannot be loaded: {type(error).__name__}: {error} (--debug shows where)") from error
     _register_from(module, f"--import {path}")
     imported_files.append(str(file))
 

@@ -87,6 +87,7 @@ class Schedule:
                 executor.submit(task)
             if not self.running:
                 if all(place == len(self.groups) for place in self.position):
+                    self.store.sync()
                     return
                 raise Fatal("no task can run though work is left; this is a fault of pairmill, please report the recipe")
             for done in executor.wait():
@@ -172,10 +173,12 @@ class Schedule:
 
     def _count_failures(self, result: StepResult) -> None:
         window = self.windows[result.stage]
+        if not result.codes:
+            window.add("", rows=result.computed)
+            return
         for code in result.codes:
             window.add(code, code)
-        if any(result.codes):
-            window.check()
+        window.check()
 
     def _after_crash(self, task: GroupTask, crash: Crash) -> None:
         """Run the part again in smaller steps; a row that alone kills a worker twice is at fault."""

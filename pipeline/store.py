@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import lock
 from pipeline.errors import Fatal
-from pipeline.files import commit_bytes
+from pipeline.files import commit_bytes, sync_folder
 from pipeline.stage import ColumnType, Vector
 from schemas.outcome import Outcome
 from schemas.record import FOOTER_KEY, PartRecord, RunRecord
@@ -33,6 +33,12 @@ class Store:
         """Raises LockLost when another run took the directory over."""
         if self.token:
             lock.check(self.root / "lock", self.token)
+
+    def sync(self) -> None:
+        """fsync every folder of part files, so that all renames of a finished run survive a power cut."""
+        for kind in (VALUES, VERDICTS, RESOLVED):
+            for folder in (self.root / kind).glob("*/"):
+                sync_folder(folder)
 
     def path(self, kind: str, stage: str, part: int) -> Path:
         return self.root / kind / stage / f"part-{part:05d}.parquet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,16 @@ def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(column, pa.ChunkedArray):
         return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     return column
+
+
+def mappings(table: pa.Table, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a table as dictionaries; several times as fast as `to_pylist` on small tables."""
+    names = table.column_names if names is None else names
+    columns = [table[name].to_pylist() for name in names]
+    if len(names) == 1:
+        name = names[0]
+        return [{name: value} for value in columns[0]]
+    return [dict(zip(names, values, strict=False)) for values in zip(*columns, strict=True)] if names else [{} for _ in range(table.num_rows)]
 
 
 class PartView:
@@ -168,8 +179,12 @@ class PartView:
         return mask
 
     def masked(self, ref: Ref) -> pa.Array:
-        """A column in which rows that were dead at its stage are null, whatever an older, looser run left there."""
+        """A column in which rows that were dead at its stage are null, whatever an older, looser run left there.
+
+        What the source read stays readable: a row that failed there is still told by its id and URL."""
         column = self.column(ref)
+        if ref.node == 0:
+            return column
         mask = self.present(self.chain.nodes[ref.node])
         if mask.all():
             return column

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.digests import digest_of
-from pipeline.stage import Evidence, Params, Source, Stage, decides
+from pipeline.stage import Evidence, Params, Source, Stage, decides, tunes
 from schemas.outcome import Drop, Failure
 from schemas.sample import sample_id
 
@@ -67,7 +68,7 @@ class Score(Stage):
     class Params(Params):
         factor: int = 3
         min: int = decides(0, "least score kept")
-        calls: str | None = decides(None, "file that counts computed rows")
+        calls: str | None = tunes(None, "file that counts computed rows")
 
     def compute(self, rows, ctx):
         log_calls(self.params.calls, self.instance, [row["sample_id"].hex() for row in rows])
@@ -86,9 +87,9 @@ class Flaky(Stage):
     batch_size = 32
 
     class Params(Params):
-        book: str = decides("", "JSON file of answers")
+        book: str = tunes("", "JSON file of answers")
         max: int = decides(10**9, "largest answer kept")
-        calls: str | None = decides(None, "file that counts computed rows")
+        calls: str | None = tunes(None, "file that counts computed rows")
 
     def compute(self, rows, ctx):
         log_calls(self.params.calls, self.instance, [row["sample_id"].hex() for row in rows])
@@ -145,3 +146,49 @@ class Poison(Stage):
                 if self.params.how == "hang":
                     time.sleep(60)
         return [{"length": len(row["alt_text"])} for row in rows]
+
+
+class Fetch(Stage):
+    """A recorded web server: a JSON book says which rows (by text) fail; every other gives bytes made from the URL and
+    the book's `version`, which are stored. Drops sizes over `max_bytes`."""
+
+    name = "fetch"
+    reads = ("sample_id", "url", "alt_text")
+    writes = {
+        "tar": pa.string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "image_sha256": pa.binary(32),
+        "raw_sha256": pa.binary(32),
+        "n_bytes": pa.int64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "format": pa.string(),
+    }
+    batch_size = 16
+    writes_blobs = True
+
+    class Params(Params):
+        book: str = tunes("", "JSON file: url -> failure code, and version")
+        max_bytes: int = decides(10**9, "largest kept")
+        calls: str | None = tunes(None, "file that counts computed rows")
+
+    def compute(self, rows, ctx):
+        log_calls(self.params.calls, self.instance, [row["sample_id"].hex() for row in rows])
+        book = json.loads(Path(self.params.book).read_text())
+        return [self.fetch(row, book, ctx) for row in rows]
+
+    def fetch(self, row, book, ctx):
+        if row["alt_text"] in book["failing"]:
+            return Failure(book["failing"][row["alt_text"]], "recorded")
+        number = int(row["url"][1:])
+        data = f"{row['url']} version {book['version']} ".encode() * (1 + number % 50)
+        tar, offset, size = ctx.blobs.add(row["sample_id"].hex(), "jpg", data)
+        digest = hashlib.sha256(data).digest()
+        return {
+            "tar": tar, "offset": offset, "size": size, "image_sha256": digest, "raw_sha256": digest,
+            "n_bytes": size, "width": 1, "height": 1, "format": "jpg",
+        }  # fmt: skip
+
+    def decide(self, row, resolved):
+        return Drop("too_long", str(row["n_bytes"])) if row["n_bytes"] > self.params.max_bytes else None

@@ -1,0 +1,347 @@
+"""The command line `pairmill`. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 done; 1 a part, a budget or a check failed; 2 the recipe, an option or the input is wrong; 130 stopped by
+Ctrl+C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline import registry
+from pipeline.console import command_line, print_json, results, say
+from pipeline.errors import Fatal, RecipeError, as_fatal
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
+
+EXIT_FAILED = 1
+EXIT_WRONG = 2
+
+app = typer.Typer(
+    name="pairmill",
+    help="Turns a table of image URLs with noisy alt-text into curated image-text shards, and trains a model on them.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a built-in recipe, or path of a .yaml file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Run directory (the --out of `pairmill run`).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a value of the recipe; may be repeated.")]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
+Sample = Annotated[float | None, typer.Option("--sample", metavar="F", help="Only this fraction of the rows, drawn by the recipe's seed.")]
+ExecutorName = Annotated[Literal["auto", "local", "ray"], typer.Option("--executor", help="auto takes the plain loop for short work, else Ray.")]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="Worker processes; default: one per processor.", min=1)]
+Address = Annotated[str | None, typer.Option("--address", metavar="RAY", help="A running Ray cluster, for example auto or ray://head:10001.")]
+Imports = Annotated[list[str] | None, typer.Option("--import", metavar="FILE.py", help="Python file with plug-ins of your own; may be repeated.")]
+ProgressMode = Annotated[Literal["auto", "table", "lines", "json"], typer.Option("--progress", help="auto: a live table on a terminal, else lines.")]
+Interval = Annotated[float, typer.Option("--interval", metavar="S", help="Seconds between progress lines.", min=0.1)]
+NoJobs = Annotated[bool, typer.Option("--no-jobs", help="Stop after the stages: no shards, no training, no report.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _answers(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn what a command raises into one message on standard error and an exit code; load its --import files first."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            for file in kwargs.get("imports") or []:
+                registry.import_file(file)
+            code = command(*args, **kwargs)
+        except RecipeError as error:
+            code = _failed(error, EXIT_WRONG, kwargs)
+        except Fatal as error:
+            code = _failed(error, EXIT_FAILED, kwargs)
+        except BrokenPipeError:  # the reader of our output (head, less) has gone
+            sys.stderr.close()
+            code = 0
+        except OSError as error:
+            code = _failed(as_fatal(error, str(kwargs.get("out") or "pairmill")), EXIT_FAILED, kwargs)
+        raise typer.Exit(code or 0)
+
+    return wrapped
+
+
+def _failed(error: Exception, code: int, kwargs: dict[str, Any]) -> int:
+    if kwargs.get("debug"):
+        raise error
+    say(f"error: {error}")
+    return code
+
+
+def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float | None) -> Recipe:
+    return load_recipe(recipe, list(sets or []), limit, sample)
+
+
+@app.command(short_help="Run a recipe and write the dataset.")
+@_answers
+def run(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory; the same command goes on with what is committed there.")],
+    sets: Sets = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    address: Address = None,
+    imports: Imports = None,
+    progress: ProgressMode = "auto",
+    interval: Interval = 10.0,
+    no_jobs: NoJobs = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Run a recipe: read the input, measure and judge every row, write the dataset.
+
+    What is committed in --out is never computed again. Ctrl+C stops cleanly; the same command goes on.
+
+    \b
+    Example:
+      pairmill run web_pairs --set input.table=urls.parquet --out RUN
+      pairmill run web_pairs --set input.table=urls.parquet --out TRY --limit 1000
+    """
+    from pipeline import run as machine
+    from pipeline.progress import Progress
+    from pipeline.summary import print_summary, summary
+
+    built = _load(recipe, sets, limit, sample)
+    options = machine.RunOptions(executor, workers or 0, address, jobs=not no_jobs)
+    result = None
+    with StopOnSignal() as stop, Progress(progress, interval) as shown:
+        result = machine.run(built, out, options, shown)
+    if result is None:
+        assert stop.asked
+        return _interrupted(out)
+    found = summary(result)
+    if json:
+        print_json(found)
+    else:
+        print_summary(found, results())
+        results().print(f"\ndataset: {found['dataset'] or 'none written (no job of this recipe writes one)'}", soft_wrap=True)
+    say(f"done in {result.seconds:.1f} s; a row's whole life: pairmill explain {out} SAMPLE_ID")
+    return 0
+
+
+def _interrupted(out: Path) -> int:
+    """Say what stays and how to go on."""
+    from pipeline.run import open_run
+    from pipeline.store import VERDICTS
+
+    try:
+        view = open_run(out)
+    except RecipeError:
+        say("\nstopped; nothing is committed yet (the input was still being read)")
+    else:
+        steps = (len(view.chain.nodes) - 1) * len(view.parts)
+        committed = sum(kind == VERDICTS and stage != "source" for kind, stage, _ in view.records())
+        say(f"\nstopped; {committed:,} of {steps:,} steps (one stage on one part) are committed in {out} and will not be done again")
+    say(f"to go on: {command_line()}")
+    return EXIT_INTERRUPTED
+
+
+@app.command(short_help="Show what a run would do, and why.")
+@_answers
+def plan(
+    recipe: RecipeName,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
+    sets: Sets = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    address: Address = None,
+    imports: Imports = None,
+    progress: ProgressMode = "auto",
+    interval: Interval = 10.0,
+    no_jobs: NoJobs = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Show what `run` with the same options would do, and why; nothing is written.
+
+    Stages with their columns, models, order and barriers, and per stage the rows and model calls that are not
+    committed yet. 'at most' marks numbers that depend on what earlier stages will find.
+
+    \b
+    Example:
+      pairmill plan web_pairs --set input.table=urls.parquet --out RUN --set clip_score.min=0.3
+    """
+    from pipeline.plan import make_plan
+    from pipeline.plan_text import print_plan
+    from pipeline.run import RunOptions, check_options
+
+    check_options(RunOptions(executor, workers or 0, address))
+    built = _load(recipe, sets, limit, sample)
+    if no_jobs:
+        built.jobs.clear()
+    result = None
+    with StopOnSignal():
+        result = make_plan(built, out)
+    if result is None:
+        return EXIT_INTERRUPTED
+    if json:
+        print_json(result.to_dict())
+    else:
+        print_plan(result, results())
+    return 0
+
+
+@app.command(short_help="Show how far a run is.")
+@_answers
+def status(out: RunFolder, imports: Imports = None, json: Json = False, debug: Debug = False) -> int:
+    """Show how far a run is: parts and rows per stage, and whether a process works on it now.
+
+    \b
+    Example:
+      pairmill status RUN
+    """
+    from pipeline.status import print_status, status_of
+
+    found = status_of(out)
+    print_json(found) if json else print_status(found, results())
+    return 0
+
+
+@app.command(short_help="Show a row's whole life.")
+@_answers
+def explain(
+    out: RunFolder,
+    sample: Annotated[str, typer.Argument(metavar="SAMPLE_ID", help="sample_id in hex (6 digits or more of it), or a URL of the input.")],
+    imports: Imports = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Show a row's whole life: source columns, every stage's values and verdict, its place in the dataset.
+
+    \b
+    Example:
+      pairmill explain RUN 3f9c21
+      pairmill explain RUN https://example.org/cat.jpg
+    """
+    from pipeline.explain import explain as find
+    from pipeline.explain import print_life
+
+    lives = find(out, sample)
+    if json:
+        print_json(lives)
+        return 0
+    for place, life in enumerate(lives):
+        if place:
+            results().print()
+        print_life(life, results())
+    return 0
+
+
+@app.command(short_help="Check a finished dataset.")
+@_answers
+def verify(
+    out: RunFolder,
+    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also decode every image.")] = True,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Check a finished dataset: digests, keys, order of members, counts, and that every image decodes.
+
+    OUT may be a run directory or a dataset folder. Exit code 1 where something is wrong.
+
+    \b
+    Example:
+      pairmill verify RUN
+    """
+    folder = out if (out / "manifest.json").is_file() else out / "dataset"
+    if not (folder / "manifest.json").is_file():
+        raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
+    # The checks know shards and images and stand among the stages, which this package must not import.
+    problems = list(importlib.import_module("stages.shards.verify").verify_dataset(folder, decode=decode))
+    if json:
+        plain = [asdict(problem) if is_dataclass(problem) and not isinstance(problem, type) else str(problem) for problem in problems]
+        print_json({"dataset": str(folder), "problems": plain})
+    elif problems:
+        for problem in problems:
+            results().print(str(problem), soft_wrap=True)
+    else:
+        results().print(f"{folder}: no problems found", soft_wrap=True)
+    if problems:
+        say(f"{len(problems):,} problem{'' if len(problems) == 1 else 's'} in {folder}; delete it and run the same command again to write it anew")
+    return EXIT_FAILED if problems else 0
+
+
+@app.command(short_help="Run it all on a small rendered web.")
+@_answers
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory.")] = Path("runs/demo"),
+    rows: Annotated[int | None, typer.Option("--rows", metavar="N", help="Rows of the rendered web.", min=1)] = None,
+    executor: ExecutorName = "ray",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the rendered web.")] = 0,
+    sets: Sets = None,
+    workers: Workers = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier demo left in --out and start over.")] = False,
+    progress: ProgressMode = "auto",
+    interval: Interval = 10.0,
+    debug: Debug = False,
+) -> int:
+    """Run the whole mill on a small web of rendered images, served from this machine, and measure it against the truth.
+
+    \b
+    Example:
+      pairmill demo --out runs/demo --rows 3000
+    """
+    from pipeline.progress import Progress
+
+    options: dict[str, Any] = {"out": out, "executor": executor, "seed": seed, "workers": workers or 0, "overrides": sets, "fresh": fresh}
+    options |= {"rows": rows} if rows else {}
+    code = EXIT_INTERRUPTED
+    with StopOnSignal(), Progress(progress, interval) as shown:
+        code = int(importlib.import_module("stages.demo.main").demo(**options, notify=shown) or 0)
+    if code == EXIT_INTERRUPTED:
+        say(f"\nstopped; to go on: {command_line()}")
+    return code
+
+
+@app.command(short_help="List stages, sources, jobs and models, or describe one.")
+@_answers
+def stages(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A source, stage, job or kind of model.")] = None,
+    imports: Imports = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List all sources, stages, jobs and kinds of models, or tell all about one.
+
+    For each parameter: type, default, meaning, and whether a change of it computes again, only judges again, or
+    changes nothing that is stored.
+
+    \b
+    Example:
+      pairmill stages
+      pairmill stages clip_score
+    """
+    from pipeline import describe
+
+    if name is None:
+        found = describe.all_plugins()
+        print_json(found) if json else describe.print_all(found, results())
+    else:
+        one = describe.describe(name)
+        print_json(one) if json else describe.print_one(one, results())
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="pairmill")
+
+
+if __name__ == "__main__":
+    main()

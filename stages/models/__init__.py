@@ -1,0 +1,1 @@
+"""Models that stages use: loaders, tokenizers and the protocols they keep."""

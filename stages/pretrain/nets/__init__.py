@@ -1,0 +1,1 @@
+"""Towers behind one contract."""

@@ -1,0 +1,85 @@
+"""Which columns of a run go into the dataset, and under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.chain import Chain, Ref
+from pipeline.errors import RecipeError
+from pipeline.registry import nearest
+from pipeline.stage import Vector
+from schemas.columns import LOCATION_COLUMNS
+from schemas.dataset import RESERVED_COLUMNS
+
+_SOURCE_OWN = frozenset({"url", "alt_text"})  # these names always mean the source's columns
+_GATHERED = frozenset({"text", "texts"})  # earlier writers' texts stand in the last `texts`
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Name in the dataset -> full name in the chain ('<stage>.<column>').
+
+    `images` is the stage that stores the images, `captions` are the columns of which the first that is not null is the
+    caption, `texts` the column with all texts ('' where no stage makes one).
+    """
+
+    images: str
+    plain: dict[str, str]
+    flat: dict[str, str]
+    vectors: dict[str, str]
+    captions: tuple[str, ...]
+    texts: str
+    component: str
+
+
+def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings: bool) -> Layout:
+    """Raises RecipeError where no stage stores images or a column named in the recipe does not exist.
+
+    A column is published under its own name; one that a later stage writes again, or whose name has a meaning of its
+    own in the dataset, as '<stage>.<column>'.
+    """
+    if not chain.has_column("image_sha256"):
+        raise RecipeError("write_shards: no stage of this recipe stores images; put `download` (or another that does) before it")
+    plain: dict[str, str] = {}
+    vectors: dict[str, str] = {}
+    flat: dict[str, str] = {}
+    left_out = frozenset(leave_out)
+    for node in chain.nodes:
+        for column, resolved in [*((c, False) for c in node.writes if c not in node.resolves), *((c, True) for c in node.resolves)]:
+            ref = Ref(node.index, column, resolved)
+            full, last = chain.full_name(ref), chain.find_column(column) == ref
+            stores = node.stage is not None and node.stage.writes_blobs
+            if column in left_out or full in left_out or full == "source.sample_id" or (stores and column in LOCATION_COLUMNS):
+                continue
+            if column in _GATHERED and (not last or column == "texts"):
+                continue
+            own = node.index == 0 if column in _SOURCE_OWN else last and column not in RESERVED_COLUMNS
+            name, kind = column if own else full, chain.type_of(ref)
+            if isinstance(kind, Vector):
+                vectors[name] = full
+                continue
+            plain[name] = full
+            if not pa.types.is_nested(kind) and not pa.types.is_null(kind):
+                flat[name] = full
+    images = chain.nodes[chain.find_column("image_sha256").node].name
+    captions = tuple(_full(chain, choice) for choice in caption.split("|") if chain.has_column(choice))
+    if not captions:
+        first = caption.split("|")[0]
+        raise RecipeError(f"write_shards.caption: no column {caption!r}{nearest(first, chain.available())}; there are: {', '.join(chain.available())}")
+    texts = _full(chain, "texts") if chain.has_column("texts") else ""
+    component = _full(chain, "dup_component") if chain.has_column("dup_component") else ""
+    return Layout(images, plain, flat, vectors if embeddings else {}, captions, texts, component)
+
+
+def _full(chain: Chain, name: str) -> str:
+    return chain.full_name(chain.find_column(name))
+
+
+def check_left_out(chain: Chain, leave_out: Iterable[str]) -> None:
+    """Raises RecipeError for a name that is no column of the recipe."""
+    for name in leave_out:
+        if not chain.has_column(name):
+            raise RecipeError(f"write_shards.leave_out: no column {name!r}{nearest(name, chain.available())}; there are: {', '.join(chain.available())}")

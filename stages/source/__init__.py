@@ -1,0 +1,1 @@
+"""Sources: each file makes rows out of one kind of input."""

@@ -1,0 +1,202 @@
+"""url_table: rows out of tables of image URLs with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline import stage as machine
+from pipeline.digests import digest_of
+from pipeline.errors import RecipeError
+from pipeline.registry import nearest
+from pipeline.stage import Source
+from schemas.columns import CORE_BY_NAME
+from schemas.outcome import FailureCode, cap_detail
+from schemas.sample import SOURCE_COLUMNS, cap_text, sample_id
+from stages.source.table_files import Malformed, TableFile, UnreadableError, find_files
+
+# Names that the machine gives a meaning to beside the core columns.
+RESERVED = frozenset(
+    {"part", "row", "image", "failure", "failure_detail", "stage", "status", "reason", "detail", "key"}
+)
+
+
+class Params(machine.Params):
+    """Where the table is and what its columns are called."""
+
+    table: str | tuple[str, ...] = Field(
+        description="path, glob, folder or list of them, local or remote (s3://, gs://): Parquet, CSV, TSV, JSON lines"
+    )
+    url: str = Field("url", description="name of the column with the image's URL")
+    text: str | None = Field("alt_text", description="name of the column with the text; null for a table without texts")
+    columns_to_carry: tuple[str, ...] | None = Field(
+        None, description="further columns to carry through to shards and index; default: all"
+    )
+    format: Literal["parquet", "csv", "tsv", "jsonl"] | None = Field(
+        None, description="format of the files; default: by extension"
+    )
+    delimiter: str | None = Field(
+        None, description="CSV and TSV: character between fields; default: comma, tab", min_length=1, max_length=1
+    )
+    quoted: bool = Field(
+        True, description='CSV and TSV: fields may stand in double quotes; false where a " is an ordinary character'
+    )
+    column_names: tuple[str, ...] | None = Field(
+        None, description="CSV and TSV without a header line: the names of the columns"
+    )
+    column_types: dict[str, Literal["string", "int", "float", "bool"]] = Field(
+        {}, description="CSV, TSV and JSON lines: type of a carried column where the first block does not tell it right"
+    )
+
+
+class UrlTable(Source):
+    """Yields the rows of the files in order, streamed by row group or block.
+
+    sample_id is made of 'url_table', the URL and the text as read. A row without URL, and a line that is no row (wrong
+    number of fields, broken JSON), becomes a failed row (bad_row); malformed CSV lines stand at the end of their file. A null
+    text is read as ''. Bytes that are no UTF-8 are replaced in URL and text. Further columns are carried under their own
+    names; one that bears the name of a core column of pairmill (width, text, ...) gets the prefix 'input_'.
+    """
+
+    name: ClassVar[str] = "url_table"
+    Params = Params
+
+    @cached_property
+    def files(self) -> list[TableFile]:
+        table = self.params.table
+        used = [name for name in (self.params.url, self.params.text) if name]
+        options = {
+            "delimiter": self.params.delimiter,
+            "quoted": self.params.quoted,
+            "column_names": list(self.params.column_names or ()),
+            "column_types": self.params.column_types,
+            "as_bytes": used,
+        }
+        return find_files([table] if isinstance(table, str) else list(table), self.params.format, options)
+
+    def fingerprint(self) -> str:
+        """Name, size and edges (first and last 64 KB) of every file, and the options that change rows."""
+        files = [[file.path.rsplit("/", 1)[-1], file.size, file.edges_digest()] for file in self.files]
+        return digest_of(self.name, self.version, files, self.params.model_dump(mode="json", exclude={"table"}))
+
+    def extra_columns(self) -> dict[str, pa.DataType]:
+        return {self._carried[name]: kind for name, kind in self._types.items() if name in self._carried}
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        columns = list(self._types)
+        for file in self.files:
+            for piece in file.batches(columns, self._types):
+                yield self._malformed_batch(piece) if isinstance(piece, list) else self._batch(piece)
+
+    @cached_property
+    def _types(self) -> dict[str, pa.DataType]:
+        """Column of the input -> type, the same over all files: URL, text (strings), then those carried."""
+        merged: dict[str, pa.DataType] = {}
+        for file in self.files:
+            schema = file.schema()
+            names = self._wanted(file, schema.names)
+            if merged and set(names) != set(merged):
+                missing = sorted(set(merged) - set(names)) or sorted(set(names) - set(merged))
+                first = self.files[0].path
+                raise RecipeError(
+                    f"{file.path}: not the columns of {first}: {', '.join(missing)}; name what to carry with input.columns_to_carry"
+                )
+            for name in names:
+                kind = _plain(schema.field(name).type)
+                if name in (self.params.url, self.params.text):
+                    if pa.types.is_nested(kind):
+                        raise RecipeError(f"input: column {name!r} of {file.path} holds {kind}, not texts")
+                    kind = pa.string()
+                merged[name] = _merged(merged.get(name, kind), kind, name, file.path)
+        return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in merged.items()}
+
+    def _wanted(self, file: TableFile, names: Sequence[str]) -> list[str]:
+        """The columns used of a file. Raises RecipeError with the nearest name where one is missing."""
+        carried = self.params.columns_to_carry
+        asked = {"url": self.params.url, "text": self.params.text}
+        required = [(f"input.{option}", name) for option, name in asked.items() if name]
+        for option, name in [*required, *(("input.columns_to_carry", name) for name in carried or ())]:
+            if name not in names:
+                raise RecipeError(
+                    f"{option}: {file.path} has no column {name!r}{nearest(name, names)}; it has {', '.join(names)}"
+                )
+        rest = names if carried is None else carried
+        return list(dict.fromkeys([*(name for _, name in required), *rest]))
+
+    @cached_property
+    def _carried(self) -> dict[str, str]:
+        """Column of the input -> its name in the run."""
+        named: dict[str, str] = {}
+        own = {self.params.url, self.params.text}
+        for name in (name for name in self._types if name not in own):
+            plain = name.replace(".", "_").replace("|", "_").replace("?", "_")
+            while plain in CORE_BY_NAME or plain in RESERVED or plain in named.values():
+                plain = f"input_{plain}"
+            named[name] = plain
+        return named
+
+    def _batch(self, read: pa.RecordBatch) -> pa.RecordBatch:
+        urls = [_decoded(value) for value in read.column(self.params.url).to_pylist()]
+        texts = (
+            [_decoded(value) for value in read.column(self.params.text).to_pylist()]
+            if self.params.text
+            else [""] * len(urls)
+        )
+        details = [None if url.strip() else "the row has no URL" for url in urls]
+        extra = [read.column(name) for name in self._carried]
+        return self._assemble(urls, texts, details, extra)
+
+    def _malformed_batch(self, lines: list[Malformed]) -> pa.RecordBatch:
+        """Failed rows whose text is the line as found."""
+        texts = [_decoded(line.line) for line in lines]
+        extra = [pa.nulls(len(lines), kind) for kind in self.extra_columns().values()]
+        return self._assemble([""] * len(lines), texts, [cap_detail(line.problem) for line in lines], extra)
+
+    def _assemble(
+        self, urls: list[str], texts: list[str], details: list[str | None], extra: list[pa.Array]
+    ) -> pa.RecordBatch:
+        capped = [cap_text(text) for text in texts]
+        ids = [sample_id(self.name, url, text) for url, text in zip(urls, texts, strict=True)]
+        core: list[list[Any]] = [ids, urls, [text for text, _ in capped], [cut for _, cut in capped]]
+        arrays = [pa.array(values, kind) for values, kind in zip(core, SOURCE_COLUMNS.values(), strict=True)]
+        codes = [FailureCode.BAD_ROW.value if detail else None for detail in details]
+        arrays += [*extra, pa.array(codes, pa.string()), pa.array(details, pa.string())]
+        return pa.RecordBatch.from_arrays(
+            arrays, names=[*SOURCE_COLUMNS, *self._carried.values(), "failure", "failure_detail"]
+        )
+
+
+def _decoded(value: str | bytes | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Large and dictionary forms as their plain ones; nested types as they are."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) else kind
+
+
+def _merged(one: pa.DataType, other: pa.DataType, name: str, path: str) -> pa.DataType:
+    """A type that holds both: null gives way, numbers widen. Raises UnreadableError otherwise."""
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_integer(one) and pa.types.is_integer(other):
+        return pa.int64()
+    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other)):
+        return pa.float64()
+    raise UnreadableError(
+        f"{path}: column {name!r} is {other}, and {one} in the files before it; make them agree, or leave it out of input.columns_to_carry"
+    )

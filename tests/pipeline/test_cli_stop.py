@@ -1,0 +1,99 @@
+"""Ctrl+C and SIGTERM on a real process; the same command goes on and ends where an unbroken run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import registry
+from pipeline.run import open_run
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+TOYS = str(HERE / "toys.py")
+
+SLOW = '''
+import time
+import pyarrow as pa
+from pipeline.stage import Params, Stage, tunes
+
+
+class Slow(Stage):
+    """Doubles a number, slowly."""
+
+    name = "slow_double"
+    reads = ("value",)
+    writes = {"double": pa.int64()}
+    batch_size = 10
+
+    class Params(Params):
+        pause: float = tunes(0.0, "seconds per batch")
+
+    def compute(self, rows, ctx):
+        time.sleep(self.params.pause)
+        return [{"double": row["value"] * 2} for row in rows]
+'''
+
+
+def command(tmp_path: Path, out: Path, pause: float, executor: str = "local") -> list[str]:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.yaml").write_text("name: slow\ninput: {kind: numbers, rows: 600, rows_per_part: 50}\nstages: [slow_double]\n")
+    imports = ["--import", TOYS, "--import", str(tmp_path / "slow.py")]
+    more = ["--set", f"slow_double.pause={pause}", "--executor", executor, "--interval", "0.2", "--workers", "2"]
+    return [sys.executable, "-m", "pipeline.cli", "run", str(tmp_path / "slow.yaml"), "--out", str(out), *imports, *more]
+
+
+def start_and_stop(tmp_path: Path, out: Path, number: int, executor: str = "local") -> tuple[int, str, str]:
+    """Send a signal once two parts are committed; (exit code, standard output, standard error)."""
+    process = subprocess.Popen(command(tmp_path, out, 0.05, executor), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 120
+    while len(list((out / "verdicts" / "slow_double").glob("part-*.parquet"))) < 2:
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    told, notes = process.communicate(timeout=60)
+    return process.returncode, told, notes
+
+
+def digest(tmp_path: Path, out: Path) -> str:
+    registry.import_file(TOYS)
+    registry.import_file(str(tmp_path / "slow.py"))
+    return open_run(out).state_digest()
+
+
+def check_stopped(tmp_path: Path, out: Path, code: int, told: str, notes: str) -> None:
+    assert code == 130
+    assert told == "" and "Traceback" not in notes
+    assert not (out / "lock").exists()
+    assert "are committed" in notes and "to go on: pairmill run" in notes and str(out) in notes
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")}
+    again = subprocess.run(command(tmp_path, out, 0.0), cwd=REPOSITORY, capture_output=True, text=True)
+    assert again.returncode == 0 and "600 in = " in again.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items()), "committed work was done again"
+    subprocess.run(command(tmp_path, tmp_path / "unbroken", 0.0), cwd=REPOSITORY, capture_output=True, check=True)
+    assert digest(tmp_path, out) == digest(tmp_path, tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path, number):
+    out = tmp_path / "run"
+    check_stopped(tmp_path, out, *start_and_stop(tmp_path, out, number))
+
+
+def test_ctrl_c_with_ray_leaves_no_worker_behind(tmp_path):
+    """The one test here that starts Ray (10 to 25 s)."""
+    out = tmp_path / "run"
+    stopped = start_and_stop(tmp_path, out, signal.SIGINT, "ray")
+    left = [line for line in processes() if str(tmp_path) in line and str(os.getpid()) not in line.split()[:1]]
+    assert left == []
+    check_stopped(tmp_path, out, *stopped)
+
+
+def processes() -> list[str]:
+    return subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()

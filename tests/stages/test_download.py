@@ -1,0 +1,180 @@
+"""The download stage against a real server: values, stored bytes, reasons, and what decide drops."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from pipeline.blobs import BlobWriter
+from pipeline.errors import Fatal
+from pipeline.stage import Context, params_affecting
+from schemas.outcome import Drop, Failure
+from stages.download import Download
+
+SETTINGS = {"allow_private": True, "timeout_s": 2.0, "retries": 0}
+
+
+def rows_of(urls: list[str | None]) -> list[dict[str, Any]]:
+    return [{"url": url, "sample_id": at.to_bytes(16, "big")} for at, url in enumerate(urls)]
+
+
+def download(folder: Path, urls: list[str | None], **params: Any) -> tuple[list[Any], dict[str, bytes]]:
+    """Results per row, and the members of the committed tars by name, each read at the place that its row names."""
+    stage = Download(Download.Params(**{**SETTINGS, **params}))
+    blobs = BlobWriter(folder, 0)
+    results = stage.compute(rows_of(urls), Context("download", 0, blobs=blobs))
+    names = blobs.finish()
+    members = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members.update({member.name: tar.extractfile(member).read() for member in tar})  # type: ignore[union-attr]
+    for at, result in enumerate(results):
+        if not isinstance(result, Failure) and result["tar"] is not None:
+            raw = (folder / names[result["tar"]]).read_bytes()[result["offset"] : result["offset"] + result["size"]]
+            assert raw == members[f"{at.to_bytes(16, 'big').hex()}.{result['format']}"]
+    return results, members
+
+
+def test_values_of_an_image_that_is_kept(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    data = jpeg(300, 200)
+    web.answers["/a"] = web.http(data, content_type="image/jpeg")
+    (values,), members = download(tmp_path, [web.url("/a")])
+    digest = hashlib.sha256(data).digest()
+    assert list(values) == list(Download.writes)
+    assert members == {f"{0:032x}.jpg": data}
+    assert {name: values[name] for name in values if name not in ("tar", "offset")} == {
+        "http_status": 200, "content_type": "image/jpeg", "raw_sha256": digest, "n_bytes": len(data), "image_sha256": digest,
+        "size": len(data), "width": 300, "height": 200, "original_width": 300, "original_height": 200, "format": "jpg",
+        "opted_out": None,
+    }  # fmt: skip
+
+
+def test_values_of_an_image_that_is_changed(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(300, 200, exif=exif)
+    web.answers["/a"] = web.http(data)
+    (values,), members = download(tmp_path, [web.url("/a")], resize_mode="keep_ratio_largest", image_size=60, encode_format="webp")
+    stored = members[f"{0:032x}.webp"]
+    assert Image.open(io.BytesIO(stored)).size == (40, 60) == (values["width"], values["height"])
+    assert (values["original_width"], values["original_height"], values["format"]) == (200, 300, "webp")
+    assert values["raw_sha256"] == hashlib.sha256(data).digest() and values["n_bytes"] == len(data)
+    assert values["image_sha256"] == hashlib.sha256(stored).digest() and values["size"] == len(stored)
+
+
+def test_every_row_has_its_outcome(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    good, png = jpeg(64, 64), io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(png, "PNG")
+    web.answers |= {
+        "/good": web.http(good), "/png": web.http(png.getvalue()), "/html": web.http(b"<html>gone</html>", content_type="text/html"),
+        "/cut": web.http(jpeg(300, 300)[:3000]), "/svg": web.http(b"<svg/>"), "/empty": web.http(b""),
+        "/500": web.http(b"", "500 Oops"), "/429": web.http(b"", "429 Slow"), "/big": web.http(b"x" * 100_001),
+        "/bomb": web.http(_claims_to_be_huge(good)),
+    }  # fmt: skip
+    wanted = {
+        "/good": "ok", "/png": "ok", "/html": "not_an_image", "/cut": "corrupt_image", "/svg": "unsupported_format",
+        "/empty": "empty_body", "/500": "http_5xx", "/429": "rate_limited", "/big": "too_large", "/bomb": "pixel_limit",
+        "/missing": "http_4xx",
+    }  # fmt: skip
+    urls = [web.url(path) for path in wanted] * 3 + [None, "file:///etc/passwd", "data:image/png;base64,AAAA"]
+    results, members = download(tmp_path, urls, max_bytes=100_000)
+    found = [result.code if isinstance(result, Failure) else "ok" for result in results]
+    assert found == [*wanted.values()] * 3 + ["bad_row", "blocked_address", "bad_row"]
+    assert len(members) == 6
+    assert all(result.detail for result in results if isinstance(result, Failure))
+    assert "text/html" in results[2].detail and "status 404" in results[10].detail
+
+
+def _claims_to_be_huge(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0")
+    return data[: at + 5] + b"\xff\xff\xff\xff" + data[at + 9 :]
+
+
+def test_private_addresses_are_refused_by_default(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    web.answers["/a"] = web.http(jpeg())
+    (result,), members = download(tmp_path, [web.url("/a")], allow_private=False)
+    assert isinstance(result, Failure) and result.code == "blocked_address" and not members
+    assert Download.Params().allow_private is False
+
+
+def test_opted_out_images_are_recorded_and_never_stored(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    web.answers["/a"] = web.http(jpeg(), x_robots_tag="noai, noimageai")
+    (values,), members = download(tmp_path, [web.url("/a")])
+    assert not members and values["tar"] is None and values["image_sha256"] is None
+    assert (values["opted_out"], values["http_status"]) == ("noai, noimageai", 200)
+    drop = Download(Download.Params()).decide(values, {})
+    assert drop == Drop("opted_out", "X-Robots-Tag: noai, noimageai")
+    (kept,), members = download(tmp_path / "kept", [web.url("/a")], honor_opt_out=False)
+    assert len(members) == 1 and kept["opted_out"] == "noai, noimageai"
+    assert Download(Download.Params(honor_opt_out=False)).decide(kept, {}) is None
+
+
+def test_check_header_lets_damage_pass_that_decode_finds(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    web.answers["/a"] = web.http(jpeg(300, 300)[:3000])
+    (whole,), _ = download(tmp_path / "a", [web.url("/a")])
+    (header,), members = download(tmp_path / "b", [web.url("/a")], check="header")
+    assert isinstance(whole, Failure) and whole.code == "corrupt_image"
+    assert header["width"] == 300 and len(members) == 1
+
+
+def judge(width: int, height: int, **params: Any) -> str | None:
+    row = {"opted_out": None, "original_width": width, "original_height": height}
+    drop = Download(Download.Params(**params)).decide(row, {})
+    return None if drop is None else drop.reason
+
+
+@pytest.mark.parametrize(
+    ("params", "passes", "fails", "reason"),
+    [
+        ({"min_short_side": 200}, (200, 300), (199, 300), "too_small"), ({"min_short_side": 200}, (300, 200), (300, 199), "too_small"),
+        ({"min_width": 200}, (200, 10), (199, 300), "too_small"), ({"min_height": 200}, (10, 200), (300, 199), "too_small"),
+        ({"max_aspect": 3}, (300, 100), (301, 100), "aspect"), ({"max_aspect": 3}, (100, 300), (100, 301), "aspect"),
+        ({"min_aspect": 0.5}, (100, 200), (99, 200), "aspect"),
+    ],
+)  # fmt: skip
+def test_limits_at_their_edges(params: dict, passes: tuple[int, int], fails: tuple[int, int], reason: str) -> None:
+    assert judge(*passes, **params) is None
+    assert judge(*fails, **params) == reason
+    assert judge(*fails) is None
+
+
+def test_preset_and_what_the_recipe_names_over_it() -> None:
+    assert judge(200, 600, preset="filip") is None
+    assert judge(199, 600, preset="filip") == "too_small" and judge(200, 601, preset="filip") == "aspect"
+    assert judge(199, 500, preset="filip", min_short_side=100) is None
+    assert judge(100, 500, preset="filip", min_short_side=None, max_aspect=None, min_aspect=None) is None
+
+
+def test_limits_change_no_values() -> None:
+    compute = [
+        params_affecting(Download.Params(**params), "compute")
+        for params in ({}, {"min_width": 5, "preset": "filip", "max_aspect": 2}, {"concurrency": 3, "per_host": 1, "timeout_s": 1, "retries": 5})
+    ]
+    assert compute[0] == compute[1] == compute[2] != params_affecting(Download.Params(resize_mode="border"), "compute")
+
+
+def test_wrong_parameters_are_refused() -> None:
+    for wrong in ({"encode_format": "png", "encode_quality": 95}, {"resize_mode": "stretch"}, {"max_aspect": 0.5}, {"timeout": 3}):
+        with pytest.raises(ValidationError):
+            Download.Params(**wrong)
+
+
+def test_full_disk_stops_the_run_and_no_row_takes_the_blame(web: Any, jpeg: Callable[..., bytes]) -> None:
+    class FullDisk:
+        def add(self, key: str, extension: str, data: bytes) -> tuple[str, int, int]:
+            raise OSError(28, "No space left on device", "blobs/part-00000.tar")
+
+    web.answers["/a"] = web.http(jpeg())
+    stage = Download(Download.Params(**SETTINGS))
+    with pytest.raises(OSError, match="No space left"):
+        stage.compute(rows_of([web.url("/a")] * 5), Context("download", 0, blobs=FullDisk()))  # type: ignore[arg-type]
+    with pytest.raises(Fatal, match="no place to store"):
+        stage.compute(rows_of([web.url("/a")]), Context("download", 0))
