@@ -106,6 +106,7 @@ class Chain:
         node.reads_decide = self._bind_all(stage.reads_decide, index, where)
         self.nodes.append(Node(index, stage.instance, stage, node.writes))  # resolve sees the stage's own values too
         node.reads_resolve = self._bind_all(stage.reads_resolve, index + 1, where)
+        stage.check({column: self.type_of(ref) for column in self.available(index) if (ref := self._find(column, index)) is not None})
         self.nodes[index] = node
         if stage.uses_model and stage.model_name:
             weights = model_identity(self.recipe.models[stage.model_name])

@@ -6,24 +6,35 @@ Ctrl+C or SIGTERM.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from pipeline import registry
+from pipeline.cli_options import (
+    EXIT_FAILED,
+    Address,
+    Debug,
+    ExecutorName,
+    Imports,
+    Interval,
+    Json,
+    Limit,
+    NoJobs,
+    ProgressMode,
+    RecipeName,
+    RunFolder,
+    Sample,
+    Sets,
+    Workers,
+    answers,
+)
 from pipeline.console import command_line, print_json, results, say
-from pipeline.errors import Fatal, RecipeError, as_fatal
+from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
-
-EXIT_FAILED = 1
-EXIT_WRONG = 2
 
 app = typer.Typer(
     name="pairmill",
@@ -34,58 +45,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a built-in recipe, or path of a .yaml file.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Run directory (the --out of `pairmill run`).")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a value of the recipe; may be repeated.")]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
-Sample = Annotated[float | None, typer.Option("--sample", metavar="F", help="Only this fraction of the rows, drawn by the recipe's seed.")]
-ExecutorName = Annotated[Literal["auto", "local", "ray"], typer.Option("--executor", help="auto takes the plain loop for short work, else Ray.")]
-Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="Worker processes; default: one per processor.", min=1)]
-Address = Annotated[str | None, typer.Option("--address", metavar="RAY", help="A running Ray cluster, for example auto or ray://head:10001.")]
-Imports = Annotated[list[str] | None, typer.Option("--import", metavar="FILE.py", help="Python file with plug-ins of your own; may be repeated.")]
-ProgressMode = Annotated[Literal["auto", "table", "lines", "json"], typer.Option("--progress", help="auto: a live table on a terminal, else lines.")]
-Interval = Annotated[float, typer.Option("--interval", metavar="S", help="Seconds between progress lines.", min=0.1)]
-NoJobs = Annotated[bool, typer.Option("--no-jobs", help="Stop after the stages: no shards, no training, no report.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-def _answers(command: Callable[..., int | None]) -> Callable[..., None]:
-    """Turn what a command raises into one message on standard error and an exit code; load its --import files first."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            for file in kwargs.get("imports") or []:
-                registry.import_file(file)
-            code = command(*args, **kwargs)
-        except RecipeError as error:
-            code = _failed(error, EXIT_WRONG, kwargs)
-        except Fatal as error:
-            code = _failed(error, EXIT_FAILED, kwargs)
-        except BrokenPipeError:  # the reader of our output (head, less) has gone
-            sys.stderr.close()
-            code = 0
-        except OSError as error:
-            code = _failed(as_fatal(error, str(kwargs.get("out") or "pairmill")), EXIT_FAILED, kwargs)
-        raise typer.Exit(code or 0)
-
-    return wrapped
-
-
-def _failed(error: Exception, code: int, kwargs: dict[str, Any]) -> int:
-    if kwargs.get("debug"):
-        raise error
-    say(f"error: {error}")
-    return code
-
-
 def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float | None) -> Recipe:
     return load_recipe(recipe, list(sets or []), limit, sample)
 
 
 @app.command(short_help="Run a recipe and write the dataset.")
-@_answers
+@answers
 def run(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory; the same command goes on with what is committed there.")],
@@ -146,12 +111,12 @@ def _interrupted(out: Path) -> int:
         steps = (len(view.chain.nodes) - 1) * len(view.parts)
         committed = sum(kind == VERDICTS and stage != "source" for kind, stage, _ in view.records())
         say(f"\nstopped; {committed:,} of {steps:,} steps (one stage on one part) are committed in {out} and will not be done again")
-    say(f"to go on: {command_line()}")
+    say(f"to go on: {command_line()}", whole=True)
     return EXIT_INTERRUPTED
 
 
 @app.command(short_help="Show what a run would do, and why.")
-@_answers
+@answers
 def plan(
     recipe: RecipeName,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
@@ -198,7 +163,7 @@ def plan(
 
 
 @app.command(short_help="Show how far a run is.")
-@_answers
+@answers
 def status(out: RunFolder, imports: Imports = None, json: Json = False, debug: Debug = False) -> int:
     """Show how far a run is: parts and rows per stage, and whether a process works on it now.
 
@@ -214,7 +179,7 @@ def status(out: RunFolder, imports: Imports = None, json: Json = False, debug: D
 
 
 @app.command(short_help="Show a row's whole life.")
-@_answers
+@answers
 def explain(
     out: RunFolder,
     sample: Annotated[str, typer.Argument(metavar="SAMPLE_ID", help="sample_id in hex (6 digits or more of it), or a URL of the input.")],
@@ -244,7 +209,7 @@ def explain(
 
 
 @app.command(short_help="Check a finished dataset.")
-@_answers
+@answers
 def verify(
     out: RunFolder,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also decode every image.")] = True,
@@ -278,7 +243,7 @@ def verify(
 
 
 @app.command(short_help="Run it all on a small rendered web.")
-@_answers
+@answers
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory.")] = Path("runs/demo"),
     rows: Annotated[int | None, typer.Option("--rows", metavar="N", help="Rows of the rendered web.", min=1)] = None,
@@ -305,12 +270,12 @@ def demo(
     with StopOnSignal(), Progress(progress, interval) as shown:
         code = int(importlib.import_module("stages.demo.main").demo(**options, notify=shown) or 0)
     if code == EXIT_INTERRUPTED:
-        say(f"\nstopped; to go on: {command_line()}")
+        say(f"\nstopped; to go on: {command_line()}", whole=True)
     return code
 
 
 @app.command(short_help="List stages, sources, jobs and models, or describe one.")
-@_answers
+@answers
 def stages(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A source, stage, job or kind of model.")] = None,
     imports: Imports = None,

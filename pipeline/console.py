@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,9 +23,9 @@ def notes() -> Console:
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
-def say(text: str) -> None:
-    """One note on standard error, never cut into lines by us where it is no terminal."""
-    notes().print(Text(text), soft_wrap=not sys.stderr.isatty())
+def say(text: str, whole: bool = False) -> None:
+    """One note on standard error. whole: never cut into lines by us, so that a command in it can be copied."""
+    notes().print(Text(text), soft_wrap=whole or not sys.stderr.isatty())
 
 
 def print_json(value: Any) -> None:
@@ -63,7 +64,18 @@ def plain_table(*headers: str, right: tuple[str, ...] = (), wide: str = "") -> T
     """A table without lines. right: columns of numbers; wide: the column that takes the rest of the width and wraps."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
     for header in headers:
-        table.add_column(header, justify="right" if header in right else "left", overflow="fold", no_wrap=header in right, ratio=1 if header == wide else None)
+        kept, spare = header in right, header == wide
+        justify: Literal["left", "right"] = "right" if kept else "left"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=kept, ratio=1 if spare else None, min_width=24 if spare else None)
     if wide:
         table.expand = True
     return table
+
+
+def print_fact(console: Console, title: str, told: str, indent: int = 0, width: int = 0) -> None:
+    """'title  told', folded so that its further lines stand under the first. width: of the title, to align several."""
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_column(min_width=width, no_wrap=True)
+    line.add_column(overflow="fold")
+    line.add_row(Text(title), Text(told))
+    console.print(Padding(line, (0, 0, 0, indent), expand=False))

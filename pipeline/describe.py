@@ -14,11 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from pipeline import registry
-from pipeline.console import plain_table
+from pipeline.console import plain_table, print_fact
 from pipeline.errors import RecipeError
 from pipeline.reasons import shown
 from pipeline.stage import Stage, Vector
@@ -130,7 +129,7 @@ def parameters(params: type[BaseModel], prefix: str = "", affects: str = "") -> 
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         kind = affects or str(extra.get("affects", "compute"))
         inner = field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
-        entry = {"name": f"{prefix}{name}", "type": _annotation(field.annotation), "description": field.description or "", "affects": kind}
+        entry: dict[str, Any] = {"name": f"{prefix}{name}", "type": _annotation(field.annotation), "description": field.description or "", "affects": kind}
         entry["required"] = field.is_required()
         if not field.is_required():
             default = field.get_default(call_default_factory=True)
@@ -178,14 +177,14 @@ def print_one(found: dict[str, Any], console: Console) -> None:
         reads = {"reads": found["reads"], "to judge, also": found["reads_decide"], "over all rows": found["reads_resolve"]}
         for title, columns in reads.items():
             if columns:
-                _print_fact(title, columns if isinstance(columns, str) else ", ".join(columns), console)
+                print_fact(console, f"{title}:", columns if isinstance(columns, str) else ", ".join(columns))
         for title, columns in {"adds": found["writes"], "adds from all rows": found["resolves"]}.items():
             if columns:
                 told = columns if isinstance(columns, str) else ", ".join(f"{key} ({kind})" for key, kind in columns.items())
-                _print_fact(title, told, console)
+                print_fact(console, f"{title}:", told)
         for title, names in {"drops a row as": found["drops"], "fails a row as": found["fails"]}.items():
             if names:
-                _print_fact(title, ", ".join(names), console)
+                print_fact(console, f"{title}:", ", ".join(names))
         if found["on_failure"] == "keep":
             console.print("a row that fails is kept, with null columns")
     if not found["parameters"]:
@@ -201,9 +200,3 @@ def print_one(found: dict[str, Any], console: Console) -> None:
         console.print()
         for kind in dict.fromkeys(entry["affects"] for entry in found["parameters"]):
             console.print(f"[{kind}] {AFFECTS[kind].partition(': ')[2]}")
-
-
-def _print_fact(title: str, told: str, console: Console) -> None:
-    line = Table.grid(padding=(0, 1, 0, 0))
-    line.add_row(f"{title}:", Text(told))
-    console.print(line)

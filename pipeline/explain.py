@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.chain import Node, Ref
+from pipeline.console import print_fact
 from pipeline.errors import RecipeError
 from pipeline.run import open_run
 from pipeline.run_view import RunView
@@ -148,13 +149,14 @@ def _plain(value: Any) -> Any:
 
 
 def _in_dataset(run: RunView, key: str) -> list[dict[str, Any]]:
-    """Where the dataset's indexes have a sample: shard (tar) with offset and size, or the file of rejected rows."""
+    """Where the dataset's indexes have a sample (of equal rows: all of them): shard (tar), offset and size."""
     found = []
     for path in sorted(run.dataset.glob("shards/*.parquet")):
         names = pq.read_schema(path).names
-        if "key" in names:
+        if {"key", "offset"} <= set(names):  # the embeddings beside an index have no place
             columns = [name for name in ("key", "tar", "offset", "size") if name in names]
-            found += [{"file": str(path.relative_to(run.root)), **line} for line in pq.read_table(path, columns=columns, filters=[("key", "==", key)]).to_pylist()]
+            lines = pq.read_table(path, columns=columns, filters=pc.starts_with(pc.field("key"), key)).to_pylist()
+            found += [{"file": str(path.relative_to(run.root)), "tar": path.with_suffix(".tar").name, **line} for line in lines]
     return found
 
 
@@ -177,7 +179,7 @@ def print_life(life: dict[str, Any], console: Console) -> None:
     console.print(Text(f"became: {life['became']}"))
     for place in life["dataset"]:
         told = ", ".join(f"{key} {place[key]}" for key in ("tar", "offset", "size") if key in place)
-        console.print(f"in the dataset: {told} (index {place['file']})")
+        print_fact(console, "in the dataset:", f"{told} (index {place['file']})")
     _print_values("source", life["source"], console)
     for stage in life["stages"]:
         _print_stage(stage, console)
@@ -197,7 +199,7 @@ def _print_stage(stage: dict[str, Any], console: Console) -> None:
     elif stage["outcome"] == "absent" and stage["verdict"] != "skipped":
         console.print("  no value")
     for name, value in stage.get("resolved", {}).items():
-        console.print(Text(f"  {name} = {_text(value)}  (resolved)"))
+        _print_value(name, value, console, "  (resolved)")
     if "note" in stage:
         console.print(f"  note: {stage['note']}")
 
@@ -205,15 +207,25 @@ def _print_stage(stage: dict[str, Any], console: Console) -> None:
 def _print_values(title: str, values: dict[str, Any], console: Console) -> None:
     console.print(Text(f"\n{title}", style="bold"))
     for name, value in values.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            console.print(f"  {name}:")
-            for entry in value:
-                filled = {key: inner for key, inner in entry.items() if inner not in (None, "")}
-                console.print(Text(f"    {_text(filled)}"))
-        else:
-            console.print(Text(f"  {name} = {_text(value)}"))
+        _print_value(name, value, console)
+
+
+def _print_value(name: str, value: Any, console: Console, mark: str = "") -> None:
+    """One column of a stage; of a list of structs one line each, empty fields left out."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        console.print(f"  {name} ={mark}")
+        for place, entry in enumerate(value, 1):
+            filled = {key: inner for key, inner in entry.items() if inner not in (None, "")}
+            print_fact(console, f"{place}.", ", ".join(f"{key} {_text(inner)}" for key, inner in filled.items()), 4)
+    else:
+        print_fact(console, f"{name} =", _text(value) + mark, 2)
 
 
 def _text(value: Any) -> str:
+    """A value as shown: floats with 6 digits, which is what a float32 holds."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list) and not any(isinstance(entry, dict | list) for entry in value):
+        return f"[{', '.join(map(_text, value))}]"
     text = value if isinstance(value, str) else "null" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ... ({len(text):,} characters; --json shows all)"

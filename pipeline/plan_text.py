@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pipeline.console import number, plain_table, span
+from pipeline.console import number, plain_table, print_fact, span
 from pipeline.plan import Plan, StagePlan
 from pipeline.reasons import shown
 
 MACHINE_ONLY = ("kind",)
+ROOMY = 76  # columns of a terminal from which all numbers have their place
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -28,12 +29,12 @@ def _print_head(plan: Plan, console: Console) -> None:
 
 
 def _print_stages(plan: Plan, console: Console) -> None:
-    table = plain_table("stage", "reads", "adds", "may drop", wide="reads")
-    for stage in plan.stages:
-        name = stage.name if stage.name == stage.use else f"{stage.name} ({stage.use})"
-        table.add_row(name, ", ".join(_reads(stage)) or "-", ", ".join(stage.adds) or "-", "yes" if stage.decides else "no")
     console.print("Stages in order, with the columns they read and add", style="bold")
-    console.print(table)
+    for place, stage in enumerate(plan.stages, 1):
+        name = stage.name if stage.name == stage.use else f"{stage.name} ({stage.use})"
+        console.print(f"{place:>2} {name}{'' if stage.decides else '  (drops no row by a rule)'}")
+        print_fact(console, "reads", ", ".join(_reads(stage)) or "nothing", 3)
+        print_fact(console, "adds", ", ".join(stage.adds) or "nothing", 3, 5)
 
 
 def _reads(stage: StagePlan) -> list[str]:
@@ -72,10 +73,10 @@ def _print_order(plan: Plan, console: Console) -> None:
         if barrier is not None and first.name not in opened and _judges(plan, place - 1, first):
             opened.add(first.name)
             evidence = ", ".join(barrier.reads) or "no column"
-            console.print(f"   barrier: {first.name} waits for all parts, then compares {evidence}")
-            console.print(f"            waiting behind it: {', '.join(barrier.waiting) or 'nothing'}")
+            behind = ", ".join(barrier.waiting) or "the jobs"
+            print_fact(console, "barrier:", f"{first.name} waits for all parts, then compares {evidence}; behind it wait {behind}", 3)
         resources = first.resources + (f", model {first.model}" if first.model else "")
-        console.print(f"{place:>2} {', '.join(dict.fromkeys(names))}  [{resources}]")
+        print_fact(console, f"{place:>2}", f"{', '.join(dict.fromkeys(names))}  [{resources}]")
     if plan.jobs:
         console.print(f"   then the jobs {', '.join(plan.jobs)} (each leaves out what it has already written)")
 
@@ -91,13 +92,15 @@ def _print_work(plan: Plan, console: Console) -> None:
         jobs = "; the jobs check what they have written" if plan.jobs else ""
         console.print(f"nothing to do: every value and verdict is committed and valid{jobs}")
         return
-    timed = any(stage.seconds for stage in plan.stages)
-    headers = ["stage", "rows", "model calls", *(["seconds"] if timed else []), "kept after it", "why"]
+    roomy = console.width >= ROOMY
+    timed = roomy and any(stage.seconds for stage in plan.stages)
+    headers = ["stage", "rows", "model calls", *(["seconds"] if timed else []), *(["kept after it"] if roomy else []), "why"]
     table = plain_table(*headers, wide="why")
     for stage in plan.stages:
         calls = span(stage.calls) if stage.model else "-"
         seconds = [_seconds(stage)] if timed else []
-        table.add_row(stage.name, span(stage.rows), calls, *seconds, span(stage.kept), "; ".join(stage.why))
+        kept = [span(stage.kept)] if roomy else []
+        table.add_row(stage.name, span(stage.rows), calls, *seconds, *kept, "; ".join(stage.why))
     console.print(table)
     low, high = (sum(stage.calls[end] for stage in plan.stages if stage.model) for end in (0, 1))
     model_seconds = [stage.model_seconds for stage in plan.stages if stage.model and stage.model_seconds is not None]

@@ -228,7 +228,7 @@ class Progress:
         numbers = _columns_for(width)
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
         longest = max([len(name) for name in self.stages] + [10])
-        table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=max(8, min(longest, width - 9 * len(numbers) - 1)))
+        table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=max(8, min(longest, width - 8 * len(numbers) - 4)))
         for name in numbers:
             table.add_column(name, justify="right", no_wrap=True, min_width=7)
         stages = list(self.stages.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -128,17 +129,32 @@ def build_params(cls: Any, raw: dict[str, Any], where: str) -> Any:
     except ValidationError as error:
         known = list(cls.Params.model_fields)
         lines = []
-        for problem in error.errors():
+        for problem in _one_per_key(error.errors(), cls):
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 lines.append(f"{where}: unknown key {key!r}{registry.nearest(key, known)}; valid: {', '.join(known) or 'none'}")
             elif problem["type"] == "missing":
                 lines.append(f"{where}.{key}: is required: {cls.Params.model_fields[key].description or ''}".rstrip(": "))
             else:
-                lines.append(f"{where}.{key}: {problem['msg']} (found {problem.get('input')!r})")
+                place = f"{where}.{key} (found {problem.get('input')!r})" if key else where
+                lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}")
         raise RecipeError("\n".join(lines)) from error
     except TypeError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def _one_per_key(problems: list[Any], cls: Any) -> list[Any]:
+    """A value that fits no type of a union is told once, and null where a value must stand as a missing key."""
+    found: dict[Any, Any] = {}
+    for problem in problems:
+        place = problem["loc"]
+        field = cls.Params.model_fields.get(place[0]) if place else None
+        if field is not None and field.is_required() and problem.get("input") is None:
+            problem = {**problem, "loc": place[:1], "type": "missing"}
+        elif field is not None and len(place) == 2 and isinstance(field.annotation, types.UnionType):
+            problem = {**problem, "loc": place[:1]}
+        found.setdefault((problem["loc"], problem["type"] == "extra_forbidden"), problem)
+    return list(found.values())
 
 
 def _build_all(data: dict[str, Any], section: str, kind: str) -> list[Any]:

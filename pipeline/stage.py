@@ -109,8 +109,12 @@ class Stage:
         """Name in the recipe's models table, or None for a stage without a model."""
         return getattr(self.params, "model", None)
 
+    def check(self, available: Mapping[str, ColumnType]) -> None:
+        """Called once when the recipe is read, with the columns before this stage. Raises RecipeError where parameters
+        name what is not there."""
+
     def setup(self, ctx: Context) -> None:
-        """Called once per task before the first `compute`; cheap, or cached in the process."""
+        """Called once per process before the first `compute`; cheap, or cached in the process."""
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Measure rows: one Values (every column of `writes`) or Failure per row, in order. May raise: rows are isolated."""

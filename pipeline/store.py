@@ -54,7 +54,7 @@ class Store:
         except FileNotFoundError:
             return None
         except pa.ArrowInvalid as error:
-            raise Fatal(f"{path}: damaged ({error}); delete it and run the same command again: what it held is made anew") from error
+            raise _damaged(path, error) from error
         return PartRecord.from_metadata(metadata.metadata, str(path))
 
     def records(self, wanted: Iterable[tuple[str, str, int]], threads: int = 16) -> dict[tuple[str, str, int], PartRecord]:
@@ -72,6 +72,8 @@ class Store:
                 return file.read(columns=columns, use_threads=False)
         except FileNotFoundError:
             return None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _damaged(path, error) from error
 
     def read_side(self, stage: str, file_name: str, columns: list[str]) -> pa.Table:
         """Columns of a vectors file."""
@@ -110,6 +112,10 @@ class Store:
 
     def write_run(self, record: RunRecord) -> None:
         commit_bytes(self.root / "run.json", record.to_json().encode(), self.guard)
+
+
+def _damaged(path: Path, error: Exception) -> Fatal:
+    return Fatal(f"{path}: cannot be read ({error}); delete it and run the same command again: what it held is made anew")
 
 
 def parquet_bytes(table: pa.Table, record: bytes | None, compression: str) -> memoryview:

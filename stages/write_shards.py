@@ -15,7 +15,7 @@ from pipeline.errors import Fatal, RecipeError, as_fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
 from pipeline.stage import Job, Params, params_affecting
-from pipeline.store import VALUES, VERDICTS
+from pipeline.store import RESOLVED, VALUES, VERDICTS
 from schemas.dataset import CARD, SIZES, Manifest, RejectedFile, Shard, Split, rejected_path, shard_stem
 from stages.shards import plan
 from stages.shards.card import dataset_card
@@ -27,8 +27,11 @@ from stages.shards.layout import Unit
 from stages.shards.manifest import counts_of, images_checked, models_of, recipe_digest
 
 _ROWS_PER_GROUP = 100_000
+_KINDS = (VALUES, VERDICTS, RESOLVED)
 _SCAN = "scan.json"
 _LEFT_OUT = ("text_measures", "text_rank", "clip_scores")  # what the stages need to judge again; `texts` holds ranks and scores
+
+Digests = dict[tuple[str, str, int], str]
 
 
 class WriteShardsParams(Params):
@@ -78,13 +81,14 @@ class WriteShards(Job):
         folder = Folder(run.dataset, made, run.store.guard)
         folder.recover()
         published = folder.published()
-        exceptions = self._exceptions(run, layout)
+        digests = _digests(run)
+        exceptions = self._exceptions(run, layout, digests)
         waiting = {footer.inputs for footer in read_footers([p for p in made.glob(f"*{INDEX}") if not p.name.endswith(EMBEDDINGS)]).values()}
         at_hand = waiting | {footer.inputs for footer in published.values()}
         tasks = []
         for group, parts in enumerate(self._groups(run)):
             own = exceptions.of(parts)
-            inputs = self._inputs(run, layout, parts, own)
+            inputs = self._inputs(run, layout, parts, own, digests)
             record = GroupRecord.load(made, group)
             if record is not None and record.inputs == inputs and {u.inputs for u in [*record.shards, *record.rejected]} <= at_hand:
                 continue
@@ -143,21 +147,17 @@ class WriteShards(Job):
         per_group = self.params.parts_per_group or max(1, round(_ROWS_PER_GROUP / run.chain.recipe.rows_per_part))
         return plan.cut_groups(len(run.parts), per_group, self.params.seed if self.params.order == "shuffled" else None)
 
-    def _inputs(self, run: RunView, layout: Layout, parts: tuple[int, ...], exceptions: plan.Exceptions) -> str:
+    def _inputs(self, run: RunView, layout: Layout, parts: tuple[int, ...], exceptions: plan.Exceptions, digests: Digests) -> str:
         """Digest of all that a group's files are made of, from footers alone."""
-        state = []
-        for part in parts:
-            for node in run.chain.nodes:
-                values, verdict = (run.records().get((kind, node.name, part)) for kind in (VALUES, VERDICTS))
-                state.append([part, node.name, values.digest if values else "", verdict.digest if verdict else "", verdict.inputs if verdict else ""])
+        state = [[part, node.name, *(digests.get((kind, node.name, part), "") for kind in _KINDS)] for part in parts for node in run.chain.nodes]
         columns = [[name, full, str(run.chain.type_of(run.chain.find_column(full)))] for name, full in {**layout.plain, **layout.vectors}.items()]
         cut = {name: value for name, value in params_affecting(self.params, "compute").items() if name != "leave_out"}
         return digest_of("group", self.version, state, columns, layout.captions, layout.texts, layout.component, cut, exceptions.to_json())
 
-    def _exceptions(self, run: RunView, layout: Layout) -> plan.Exceptions:
+    def _exceptions(self, run: RunView, layout: Layout, digests: Digests) -> plan.Exceptions:
         """Found in one pass over the run, and kept with the digest of what they follow from."""
         with_labels = len(self.params.splits) > 1
-        inputs = digest_of("scan", run.state_digest(), [r.inputs for _, r in sorted(run.records().items())], layout.component, layout.images, with_labels)
+        inputs = digest_of("scan", sorted(digests.items()), layout.component, layout.images, with_labels)
         path = self._made(run) / _SCAN
         try:
             stored = json.loads(path.read_text())
@@ -177,6 +177,12 @@ class WriteShards(Job):
                 raise Fatal(f"{self.instance}: group {group} has not been written; run the same command again")
             records.append(record)
         return records
+
+
+def _digests(run: RunView) -> Digests:
+    """(kind, stage, part) -> digest of every committed part file, from the footers."""
+    wanted = ((RESOLVED, node.name, part) for node in run.chain.nodes if node.has_resolve for part in range(len(run.parts)))
+    return {key: record.digest for key, record in {**run.records(), **run.store.records(wanted)}.items()}
 
 
 def _number_shards(records: list[GroupRecord], names: list[str]) -> tuple[dict[str, Split], list[Unit]]:

@@ -10,6 +10,11 @@ from stages.shards.columns import Layout
 
 _BUNDLED = "bundled:"
 
+_CHECKED = {
+    "decoded": "Every image was decoded whole before it was stored.",
+    "header": "Of every image only the header was read before it was stored.",
+}
+
 _READ = """\
 ```python
 import webdataset
@@ -37,11 +42,11 @@ def dataset_card(run: RunView, layout: Layout, manifest: Manifest) -> str:
         "- `shards/*.tar`: webdataset tars; a sample is `<key>.jpg`, `.png` or `.webp` (the image), `<key>.txt` (the chosen caption) "
         "and `<key>.json` (all texts, scores and carried columns). Keys are the hex of the row's id.",
         "- `shards/*.parquet`: one index per tar: `key`, place (`offset`, `size`) of the image in the tar, `ext`, and the columns below.",
-        *(["- `shards/*.embeddings.parquet`: " + ", ".join(f"`{name}`" for name in layout.vectors) + ", raw bytes; dtype and shape in the field's metadata."] if layout.vectors else []),
+        *_embeddings_note(layout),
         "- `shards/sizes.json`: samples per tar. `rejected/*.parquet`: every other row with `stage`, `reason`, `detail`.",
         "- `manifest.json`: what belongs to the dataset, with the SHA-256 of every file. Check it with `pairmill verify`.",
         "",
-        "Every image was decoded whole before it was stored." if manifest.images == "decoded" else "Of every image only the header was read before it was stored.",
+        _CHECKED[manifest.images],
         "",
         *_how_to_read(manifest.splits),
         "## Rows left out",
@@ -66,6 +71,11 @@ def dataset_card(run: RunView, layout: Layout, manifest: Manifest) -> str:
         *_models(manifest),
     ]
     return "\n".join(lines)
+
+
+def _embeddings_note(layout: Layout) -> list[str]:
+    names = ", ".join(f"`{name}`" for name in layout.vectors)
+    return [f"- `shards/*.embeddings.parquet`: {names}: raw bytes, their dtype and shape in the field's metadata."] if names else []
 
 
 def _stage_name(instance: str, stage: Any) -> str:

@@ -185,7 +185,8 @@ class GroupWriter:
             own[f"{status[place]}:{reason[place]}"] += 1
         keys = keys_of(flat(table["#id"]))
         columns = {"sample_id": keys, "key": keys, "url": table["#url"], "alt_text": table["#alt"]}
-        told = {name: pa.array(values, pa.string()) for name, values in zip(("status", "stage", "reason", "detail"), (status, stage, reason, detail), strict=True)}
+        fate = {"status": status, "stage": stage, "reason": reason, "detail": detail}
+        told = {name: pa.array(values, pa.string()) for name, values in fate.items()}
         extra = {name: table[name] for name in self.layout.flat if name not in columns}
         self._commit_rejected(part, pa.table({**columns, **told, **extra}))
         self.record.own = dict(Counter(self.record.own) + own)
@@ -206,7 +207,9 @@ class GroupWriter:
         gathered = self.reader.gather(self.shard_columns, parts, rows)
         index = self._index(gathered)
         vectors = self._vectors(gathered, index["key"])
-        content = pa.table({**_columns(index), "#image": gathered["#image_sha256"], **({} if vectors is None else {f"~{k}": v for k, v in _columns(vectors).items()})})
+        content = index.append_column("#image", gathered["#image_sha256"])
+        for name in vectors.column_names if vectors is not None else ():
+            content = content.append_column(f"~{name}", vectors[name])
         inputs = files.inputs_digest("index", self.task.group, content)
         stem = self._found(inputs)
         if stem is None:
@@ -276,7 +279,3 @@ class GroupWriter:
                 error.filename = str(path)
             raise
         return offsets, tar_bytes, tar_sha256
-
-
-def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    return {name: table[name] for name in table.column_names}

@@ -137,7 +137,7 @@ def test_wrong_type(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--limit", "0"], ["--limit", "0"]),
+        (["--limit", "0"], ["--limit", "greater than or equal to 1"]),
         (["--sample", "1.5"], ["input.sample", "1.5"]),
         (["--workers", "0"], ["--workers"]),
         (["--executor", "spark"], ["--executor", "spark", "local"]),
@@ -153,6 +153,22 @@ def table_run(tmp_path: Path, table: Path, *more: str) -> Result:
     example = str(REPOSITORY / "docs" / "examples" / "colours.yaml")
     plugin = str(REPOSITORY / "docs" / "examples" / "colour_words.py")
     return pairmill("run", example, "--import", plugin, "--set", f"input.table={table}", "--out", str(tmp_path / "run"), *more)
+
+
+def test_input_that_must_be_named(tmp_path):
+    """A built-in recipe leaves the table open; the message says what belongs there."""
+    assert_wrong(pairmill("plan", "web_pairs"), "input.table: is required: path, glob")
+
+
+def test_a_built_in_recipe_is_planned_in_narrow_terminals(tmp_path):
+    (tmp_path / "pairs.csv").write_text("url,alt_text\nhttps://example.org/1.jpg,A red car in front of a house\n")
+    for width in (60, 80):
+        arguments = ["plan", "web_pairs", "--set", f"input.table={tmp_path / 'pairs.csv'}"]
+        told = CliRunner().invoke(app, arguments, env={"COLUMNS": str(width), "NO_COLOR": "1"})
+        assert told.exit_code == 0, told.stderr
+        lines = told.stdout.splitlines()
+        assert max(len(line) for line in lines) <= width and len(lines) < 100
+        assert "clip: open_clip, name ViT-B-32" in told.stdout and "the image of download" in told.stdout
 
 
 def test_missing_input_file(tmp_path):
@@ -211,6 +227,10 @@ def test_damaged_part_file_is_named(recipe, tmp_path):
     assert_wrong(run_toy(recipe, out), str(part), "delete it", code=1)
     part.unlink()
     assert run_toy(recipe, out).exit_code == 0
+    whole = bytearray(part.read_bytes())
+    whole[4:200] = bytes(196)  # the footer is whole, the columns are not
+    part.write_bytes(whole)
+    assert_wrong(run_toy(recipe, out, "--set", "flaky.max=50"), str(part), "delete it", code=1)
 
 
 def test_budget_ends_with_code_1_and_the_cause(recipe, tmp_path):
@@ -256,7 +276,7 @@ def test_explain_of_unknown_and_ambiguous_rows(recipe, tmp_path):
 
 
 def test_debug_shows_the_traceback(recipe, tmp_path):
-    result = pairmill("run", recipe, "--out", str(tmp_path / "run"), "--debug")
+    result = run_toy(recipe, tmp_path / "run", "--set", "score.mim=3", "--debug")
     assert type(result.exception).__name__ == "RecipeError"
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import registry
-from pipeline.run import open_run
+from pipeline.recipe import load_recipe
+from pipeline.run import RunOptions, open_run, run
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -50,21 +51,19 @@ def command(tmp_path: Path, out: Path, pause: float, executor: str = "local") ->
 
 
 def start_and_stop(tmp_path: Path, out: Path, number: int, executor: str = "local") -> tuple[int, str, str]:
-    """Send a signal once two parts are committed; (exit code, standard output, standard error)."""
+    """Send a signal once two parts are committed; (exit code, standard output, standard error). All processes must be gone."""
     process = subprocess.Popen(command(tmp_path, out, 0.05, executor), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 120
     while len(list((out / "verdicts" / "slow_double").glob("part-*.parquet"))) < 2:
         assert process.poll() is None and time.monotonic() < limit, process.communicate()
         time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     told, notes = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    assert executor != "ray" or children
     return process.returncode, told, notes
-
-
-def digest(tmp_path: Path, out: Path) -> str:
-    registry.import_file(TOYS)
-    registry.import_file(str(tmp_path / "slow.py"))
-    return open_run(out).state_digest()
 
 
 def check_stopped(tmp_path: Path, out: Path, code: int, told: str, notes: str) -> None:
@@ -76,8 +75,10 @@ def check_stopped(tmp_path: Path, out: Path, code: int, told: str, notes: str) -
     again = subprocess.run(command(tmp_path, out, 0.0), cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 0 and "600 in = " in again.stdout
     assert all(path.stat().st_mtime_ns == when for path, when in before.items()), "committed work was done again"
-    subprocess.run(command(tmp_path, tmp_path / "unbroken", 0.0), cwd=REPOSITORY, capture_output=True, check=True)
-    assert digest(tmp_path, out) == digest(tmp_path, tmp_path / "unbroken")
+    registry.import_file(TOYS)
+    registry.import_file(str(tmp_path / "slow.py"))
+    unbroken = run(load_recipe(str(tmp_path / "slow.yaml")), tmp_path / "unbroken", RunOptions(executor="local"))
+    assert open_run(out).state_digest() == unbroken.view.state_digest()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -89,11 +90,4 @@ def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path, number):
 def test_ctrl_c_with_ray_leaves_no_worker_behind(tmp_path):
     """The one test here that starts Ray (10 to 25 s)."""
     out = tmp_path / "run"
-    stopped = start_and_stop(tmp_path, out, signal.SIGINT, "ray")
-    left = [line for line in processes() if str(tmp_path) in line and str(os.getpid()) not in line.split()[:1]]
-    assert left == []
-    check_stopped(tmp_path, out, *stopped)
-
-
-def processes() -> list[str]:
-    return subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    check_stopped(tmp_path, out, *start_and_stop(tmp_path, out, signal.SIGINT, "ray"))
