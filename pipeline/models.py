@@ -12,7 +12,7 @@ from pipeline import registry
 from pipeline.digests import canonical_json
 from pipeline.errors import RecipeError
 
-MACHINE_KEYS = frozenset({"replicas", "gpu_share", "placement", "device", "threads", "num_cpus"})
+MACHINE_KEYS = frozenset({"replicas", "gpu_share", "placement", "device", "threads", "num_cpus", "cache_dir"})
 
 
 def model_identity(spec: dict[str, Any]) -> str:

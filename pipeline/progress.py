@@ -134,6 +134,7 @@ class Progress:
         self.note = ""
         for name in self._steps.get(task.group, []):
             self.stages[name].state = "running"
+        self._tell_json("start", part=task.part, stages=self._steps.get(task.group, []))
 
     def _on_skip(self, what: Any) -> None:
         group, view = what

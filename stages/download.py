@@ -23,6 +23,7 @@ from stages.images.header import ImageError
 from stages.images.normalize import EncodeFormat, ImageRules, ResizeMode, StoredImage, normalize
 from stages.presets import image_rules
 
+LIMITS = ("min_short_side", "min_width", "min_height", "max_aspect", "min_aspect")
 _INLINE_BYTES = 1 << 20  # hashing this much takes under a millisecond: not worth a thread
 
 
@@ -55,6 +56,14 @@ class DownloadParams(Params):
     min_height: int | None = decides(None, "fewest pixels of the height, as fetched", ge=1)
     max_aspect: float | None = decides(None, "longer side over shorter side at most", ge=1)
     min_aspect: float | None = decides(None, "width over height at least", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, raw: Any) -> Any:
+        """A preset fills in the limits that the recipe does not name (null, too, names one: no limit)."""
+        if isinstance(raw, Mapping) and raw.get("preset"):
+            return {**image_rules(str(raw["preset"])), **raw}
+        return raw
 
     @model_validator(mode="after")
     def _check_quality(self) -> Self:
@@ -118,15 +127,10 @@ class Download(Stage):
             return Drop(Reason.OPTED_OUT, f"X-Robots-Tag: {row['opted_out']}")
         return self._judge_size(row["original_width"], row["original_height"])
 
-    @functools.cached_property
+    @property
     def limits(self) -> dict[str, int | float | None]:
-        """Limits of the image size that hold: those of the preset, and over them those named in the recipe."""
-        names = ("min_short_side", "min_width", "min_height", "max_aspect", "min_aspect")
-        limits: dict[str, int | float | None] = dict.fromkeys(names)
-        if self.params.preset:
-            limits.update(image_rules(self.params.preset))
-        named = {name: getattr(self.params, name) for name in names if name in self.params.model_fields_set}
-        return limits | named
+        """Limits of the image size that hold."""
+        return {name: getattr(self.params, name) for name in LIMITS}
 
     def _judge_size(self, width: int, height: int) -> Drop | None:
         short, limits = min(width, height), self.limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import RecipeError
+from pipeline.errors import Fatal, RecipeError
 from pipeline.recipe import load_recipe
-from pipeline.run import RunOptions, RunResult, run
+from pipeline.run import RunOptions, RunResult, open_run, run
 from stages.demo.truth import kept_purity, score_rules
 from stages.demo.world import World, build_world, load_world, make_heldout_dataset
 from stages.demo.world_server import WorldServer, free_port
@@ -41,17 +42,24 @@ def demo(
     if fresh and (root / "world" / "world.json").is_file():
         shutil.rmtree(root)
     started = time.perf_counter()
+    world, pairs = demo_world(root, rows, seed)
+    note(f"{rows:,} rows of the rendered web on {world.base_url}")
+    with WorldServer(world.folder, world.port), RawRun(world, pairs, root, seed) as raw:
+        settings = [*recipe_settings(world, pairs, seed), *(overrides or [])]
+        curated = run(load_recipe("demo", settings), root / "curated", RunOptions(executor=executor, workers=workers), notify)
+        raw_jobs = raw.wait()
+    report(curated, raw_jobs, world, root)
+    note(f"the whole demo took {time.perf_counter() - started:.0f} s; all of it lies in {root}")
+    return 0
+
+
+def demo_world(root: Path, rows: int, seed: int) -> tuple[World, Path]:
+    """The rendered web and the table of held-out pairs under `root`, built where they are not there yet."""
     world = _world(root, rows, seed)
     pairs = root / "heldout" / "pairs.parquet"
     if not pairs.is_file():
         make_heldout_dataset(root / "heldout", HELDOUT)
-    note(f"{rows:,} rows of the rendered web on {world.base_url}")
-    with WorldServer(world.folder, world.port):
-        curated = run_recipe("demo", world, pairs, root / "curated", seed, executor, workers, overrides, notify)
-        raw = run_recipe("demo_raw", world, pairs, root / "raw", seed, executor, workers, None, notify)
-    report(curated, raw, world, root)
-    note(f"the whole demo took {time.perf_counter() - started:.0f} s; all of it lies in {root}")
-    return 0
+    return world, pairs
 
 
 def _world(root: Path, rows: int, seed: int) -> World:
@@ -65,21 +73,39 @@ def _world(root: Path, rows: int, seed: int) -> World:
     return build_world(root / "world", rows, seed, f"http://127.0.0.1:{free_port()}")
 
 
-def run_recipe(
-    name: str,
-    world: World,
-    pairs: Path,
-    out: Path,
-    seed: int,
-    executor: str = "local",
-    workers: int = 0,
-    overrides: list[str] | None = None,
-    notify: Callable[[str, Any], None] = lambda kind, what: None,
-) -> RunResult:
-    """Run one of the demo's recipes on a world that is being served."""
-    settings = [f"input.table={world.urls}", f"evaluate.pairs={pairs}", f"seed={seed}", f"pretrain.seed={seed}", *(overrides or [])]
-    recipe = load_recipe(name, settings)
-    return run(recipe, out, RunOptions(executor=executor, workers=workers), notify)
+def recipe_settings(world: World, pairs: Path, seed: int) -> list[str]:
+    """What the demo's recipes leave open: the table, the evaluation pairs, the seed."""
+    return [f"input.table={world.urls}", f"evaluate.pairs={pairs}", f"pretrain.seed={seed}"]
+
+
+class RawRun:
+    """The same rows without curation, in a process beside the curated run: each trains on one core."""
+
+    def __init__(self, world: World, pairs: Path, root: Path, seed: int):
+        self.out = root / "raw"
+        self.log = root / "raw.log"
+        self.command = [sys.executable, "-m", "pipeline.cli", "run", "demo_raw", "--out", str(self.out), "--executor", "local", "--progress", "lines"]
+        for setting in recipe_settings(world, pairs, seed):
+            self.command += ["--set", setting]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> RawRun:
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+
+    def wait(self) -> dict[str, dict[str, Any]]:
+        """The summaries of its jobs once it has ended. Raises Fatal with the end of its log where it failed."""
+        assert self.process is not None
+        if self.process.wait():
+            raise Fatal(f"the run on raw rows failed; the end of {self.log}:\n" + "\n".join(self.log.read_text().splitlines()[-5:]))
+        view = open_run(self.out)
+        return {job.instance: job.finish(view, []) for job in view.chain.recipe.jobs if job.name != "write_shards"}
 
 
 def note(text: str) -> None:
@@ -87,7 +113,7 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def report(curated: RunResult, raw: RunResult, world: World, root: Path) -> None:
+def report(curated: RunResult, raw: dict[str, dict[str, Any]], world: World, root: Path) -> None:
     """Print the demo's tables on standard output and keep them in report.txt."""
     screen = Console()
     with open(root / "report.txt", "w") as file:
@@ -96,7 +122,7 @@ def report(curated: RunResult, raw: RunResult, world: World, root: Path) -> None
             console.print(_rules_table(curated, world))
             kept, clean = kept_purity(curated.view, world.truth)
             console.print(f"kept {kept:,} rows, {clean:,} of them ({clean / max(1, kept):.1%}) with nothing planted on them")
-            console.print(_training_table(curated, raw))
+            console.print(_training_table({"raw rows": raw, "curated rows": curated.jobs}))
             console.print("Scores come from the bundled CLIP, which knows the rendered world only; they say nothing about photographs.")
 
 
@@ -134,16 +160,14 @@ def _rules_table(result: RunResult, world: World) -> Table:
     return _table("Every rule against the planted truth", ["reason", "planted", "taken", "precision", "recall"], rows)
 
 
-def _training_table(curated: RunResult, raw: RunResult) -> Table:
+def _training_table(results: dict[str, dict[str, dict[str, Any]]]) -> Table:
     rows = []
-    for name, result in (("raw rows", raw), ("curated rows", curated)):
-        found, trained = result.jobs["evaluate"], result.jobs["pretrain"]
-        samples = result.jobs["write_shards"].get("samples", "")
-        recalls = [f"{found[key]:.1%}" for key in RECALLS]
-        rows.append([name, str(samples), str(trained["steps"]), *recalls])
+    for name, jobs in results.items():
+        found, trained = jobs["evaluate"], jobs["pretrain"]
+        rows.append([name, str(trained["steps"]), f"{trained['epochs']:.1f}", *(f"{found[key]:.1%}" for key in RECALLS)])
     return _table(
         f"CLIP from random weights, recall on {HELDOUT:,} held-out pairs",
-        ["trained on", "samples", "steps", "i->t @1", "@10", "t->i @1", "@10"],
+        ["trained on", "steps", "epochs", "i->t @1", "@10", "t->i @1", "@10"],
         rows,
     )
 

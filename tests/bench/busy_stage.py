@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
 from pipeline.digests import digest_of
 from pipeline.stage import Params as BaseParams
 from pipeline.stage import Source, Stage

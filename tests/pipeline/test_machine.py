@@ -17,11 +17,9 @@ from tests.pipeline.helpers import calls, make_recipe
 LOCAL = RunOptions(executor="local")
 
 
-def chain(score_min: int = 100, second_min: int = 200, log: str | None = None, **top):
-    return make_recipe(
-        [{"first_url": {}}, {"score": {"min": score_min, "calls": log}}, {"flaky": {"calls": log}}, {"score2": {"use": "score", "factor": 5, "min": second_min, "calls": log}}],
-        **top,
-    )
+def chain(score_min: int = 100, second_min: int = 200, log: str | None = None, factor: int = 5, **top):
+    last = {"use": "score", "factor": factor, "min": second_min, "calls": log}
+    return make_recipe([{"first_url": {}}, {"score": {"min": score_min, "calls": log}}, {"flaky": {"calls": log}}, {"score2": last}], **top)
 
 
 def statuses(view) -> list[tuple]:
@@ -123,9 +121,7 @@ def test_changed_compute_parameter_recomputes_only_that_stage(tmp_path: Path) ->
     log = tmp_path / "calls"
     run(chain(log=str(log)), tmp_path / "run", LOCAL)
     calls(log)
-    changed = make_recipe(
-        [{"first_url": {}}, {"score": {"min": 100, "calls": str(log)}}, {"flaky": {"calls": str(log)}}, {"score2": {"use": "score", "factor": 7, "min": 200, "calls": str(log)}}]
-    )
+    changed = chain(log=str(log), factor=7)
     run(changed, tmp_path / "run", LOCAL)
     assert {line.split()[0] for line in calls(log)} == {"score2"}
 
