@@ -206,17 +206,26 @@ class BatchRunner:
         if not isinstance(answers, list) or len(answers) != expected:
             found = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
             raise Fatal(f"{self.node.name}: compute must return a list of {expected} Values or Failures, returned {found}")
-        declared = self.node.writes.keys()
-        absent = dict.fromkeys(declared)
+        names = list(self.node.writes)
         failures: list[Failure | None] = [None] * expected
+        if set(map(type, answers)) != {dict}:
+            answers = self._without_failures(answers, failures)
+        try:
+            columns = {name: to_storage([answer[name] for answer in answers], kind) for name, kind in self.node.writes.items()}
+        except KeyError as error:
+            raise Fatal(f"{self.node.name}: compute must give every declared column; {error} is missing") from error
+        if sum(map(len, answers)) != expected * len(names):
+            extra = sorted({key for answer in answers for key in answer} - set(names))
+            raise Fatal(f"{self.node.name}: compute must give exactly the declared columns; differs in {', '.join(extra)}")
+        return Computed(columns, failures)
+
+    def _without_failures(self, answers: list[Any], failures: list[Failure | None]) -> list[Any]:
+        """Answers with null columns in the place of failures, which are put into `failures`."""
+        absent = dict.fromkeys(self.node.writes)
         for place, answer in enumerate(answers):
             if isinstance(answer, Failure):
-                failures[place], answers[place] = answer, absent
-            elif answer.keys() != declared:
-                wrong = sorted(set(answer) ^ set(declared))
-                raise Fatal(f"{self.node.name}: compute must give exactly the declared columns; differs in {', '.join(wrong)}")
-        columns = {name: to_storage([answer[name] for answer in answers], kind) for name, kind in self.node.writes.items()}
-        return Computed(columns, failures)
+                failures[place] = answer
+        return [absent if failure else answer for answer, failure in zip(answers, failures, strict=True)]
 
     def _all_failed(self, failure: Failure, rows: int) -> Computed:
         columns = {name: to_storage([None] * rows, kind) for name, kind in self.node.writes.items()}

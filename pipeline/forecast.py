@@ -47,6 +47,8 @@ class Masks:
 class PlanView(PartView):
     """A part as it would be after the stages walked so far. `masks` None: as the committed verdicts of node `at` say."""
 
+    needs_input = False  # the input of a new run is not committed yet
+
     def __init__(self, chain: Chain, store: Store, part: int, rows: int, scratch: Store):
         super().__init__(chain, store, part, rows)
         self.scratch = scratch

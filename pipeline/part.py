@@ -19,7 +19,7 @@ from pipeline.chain import Node, Ref
 from pipeline.digests import digest_of, hash_column
 from pipeline.environment import Environment
 from pipeline.errors import BudgetWindow, Fatal
-from pipeline.stage import Context, Vector
+from pipeline.stage import Context, Stage, Vector
 from pipeline.store import RESOLVED, VALUES, VERDICTS, empty_values, storage_field
 from pipeline.view import PartView, Verdict, mappings
 from schemas.columns import LOCATION_COLUMNS
@@ -205,10 +205,11 @@ def _commit_values(
         record.info["retried"] = True
     if context.model is not None:
         record.info["weights"] = context.model.digest
-    if node.vectors:
-        schema = pa.schema([storage_field(name, node.writes[name], columns[name]) for name in node.vectors])
-        table = pa.table([columns[name] for name in node.vectors], schema)
-        name = digest_of(*(hash_column(columns[v]) for v in node.vectors))
+    filled = [name for name in node.vectors if columns[name].type.byte_width]  # a part may have no vector at all
+    if filled:
+        schema = pa.schema([storage_field(name, node.writes[name], columns[name]) for name in filled])
+        table = pa.table([columns[name] for name in filled], schema)
+        name = digest_of(*(hash_column(columns[v]) for v in filled))
         record.side_files["vectors"] = env.store.commit_vectors(node.name, view.part, table, name)
     plain = {name: column for name, column in columns.items() if name not in node.vectors}
     env.store.commit(pa.table(plain), record)
@@ -228,8 +229,8 @@ def _judge(node: Node, view: PartView, env: Environment, result: StepResult) -> 
     verdict = judge(node, view, env)
     record = PartRecord(VERDICTS, node.name, view.part, view.rows, node.decide_fingerprint, inputs, verdict.digest())
     record.values_digest = values.digest if values else ""
-    status = Counter(verdict.status.tolist())
-    record.counts = {Status(code).name.lower(): n for code, n in sorted(status.items())}
+    status = np.bincount(verdict.status, minlength=len(Status)).tolist()
+    record.counts = {code.name.lower(): status[code] for code in Status if status[code]}
     left = np.flatnonzero((verdict.status == Status.DROPPED) | (verdict.status == Status.FAILED))
     reasons = verdict.reason.take(pa.array(left)).to_pylist()
     told = Counter(f"{Status(s).name.lower()}:{r}" for s, r in zip(verdict.status[left].tolist(), reasons, strict=True))
@@ -262,6 +263,8 @@ def judge(node: Node, view: PartView, env: Environment) -> Verdict:
         _apply_decide(node, view, env, np.flatnonzero(alive), status, reasons, details)
     if not env.chain.recipe.late:
         opened = status == Status.KEPT
+    if not np.isin(status, (Status.DROPPED, Status.FAILED)).any():
+        return Verdict(status, pa.nulls(n, pa.string()), pa.nulls(n, pa.string()), opened)
     return Verdict(status, pa.array(reasons, pa.string()), pa.array(details, pa.string()), opened)
 
 
@@ -270,11 +273,18 @@ def _apply_decide(node: Node, view: PartView, env: Environment, rows: np.ndarray
     own = {name: Ref(node.index, name) for name, kind in node.writes.items() if not isinstance(kind, Vector) and name not in LOCATION_COLUMNS}
     values = mappings(view.table({**node.reads_decide, **own}, rows))
     resolved = mappings(view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows)) if node.resolves else [{}] * len(rows)
-    for row, value, found in zip(rows.tolist(), values, resolved, strict=True):
-        try:
-            drop = stage.decide(value, found)
-        except Exception as error:
-            identifier = view.column(Ref(0, "sample_id"))[row].as_py().hex()
-            raise Fatal(f"{node.name}.decide failed on sample {identifier} (part {view.part}, row {row}): {type(error).__name__}: {error}") from error
+    drops = _decide_each(stage, view, rows, values, resolved)
+    for row, drop in zip(rows.tolist(), drops, strict=True):
         if drop is not None:
             status[row], reasons[row], details[row] = Status.DROPPED, str(drop.reason), cap_detail(drop.detail)
+
+
+def _decide_each(stage: Stage, view: PartView, rows: np.ndarray, values: list[Any], resolved: list[Any]) -> list[Any]:
+    drops: list[Any] = []
+    try:
+        drops.extend(map(stage.decide, values, resolved))
+    except Exception as error:
+        row = int(rows[len(drops)])
+        identifier = view.column(Ref(0, "sample_id"))[row].as_py().hex()
+        raise Fatal(f"{stage.instance}.decide failed on sample {identifier} (part {view.part}, row {row}): {type(error).__name__}: {error}") from error
+    return drops

@@ -22,7 +22,7 @@ from pipeline.lock import RunLock
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
-from pipeline.store import BOOKKEEPING, VALUES, Store
+from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
 from schemas.outcome import PASSING
 from schemas.record import RunRecord
 from schemas.sample import SOURCE_COLUMNS
@@ -115,12 +115,22 @@ def check_directory(store: Store, chain: Chain) -> None:
 def _cut(chain: Chain, store: Store, notify: Notify) -> list[int]:
     record = store.read_run()
     parts = record.parts if record is not None else []
-    if not parts:
+    if not parts or not _input_committed(store, parts):
         notify("input", 0)
-        parts = cut_input(Environment(chain, store), lambda rows: notify("input", rows))
+        cut = cut_input(Environment(chain, store), lambda rows: notify("input", rows))
+        if parts and cut != parts:
+            raise RecipeError(f"{store.root}: part files of the input are missing and the input no longer gives the rows it gave; name a new folder")
+        parts = cut
     run_id = record.run_id if record is not None else store.token
     store.write_run(RunRecord(run_id, code_version(), chain.recipe.resolved, chain.nodes[0].compute_fingerprint, parts))
     return parts
+
+
+def _input_committed(store: Store, parts: list[int]) -> bool:
+    """True when every part of the input is there: values and verdicts, with the row counts that run.json names."""
+    wanted = [(kind, "source", part) for kind in (VALUES, VERDICTS) for part in range(len(parts))]
+    found = store.records(wanted)
+    return all((record := found.get(key)) is not None and record.rows == parts[key[2]] for key in wanted)
 
 
 def passing_failures_after_a_stop(chain: Chain, store: Store, parts: list[int]) -> dict[str, frozenset[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.chain import Chain, Node
 from pipeline.environment import Isolation
@@ -60,7 +61,9 @@ class Schedule:
         self.running: set[int] = set()
         self.resolved: set[int] = set()
         self.tally = Tally()
-        self.windows = {node.name: BudgetWindow(node.name, chain.recipe.budgets[node.name]) for node in chain.nodes[1:]}
+        # Across parts only the share counts: the details, by which failures are told to be identical, stay in the parts.
+        budgets = {node.name: replace(chain.recipe.budgets[node.name], max_identical=sys.maxsize) for node in chain.nodes[1:]}
+        self.windows = {name: BudgetWindow(name, budget) for name, budget in budgets.items()}
         self.isolation: dict[tuple[int, int], Isolation] = {}
         self.crashes: dict[tuple[int, int], int] = {}
         self.retried: set[tuple[str, int]] = set()

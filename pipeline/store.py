@@ -76,9 +76,9 @@ class Store:
             raise _damaged(path, error) from error
 
     def read_side(self, stage: str, file_name: str, columns: list[str]) -> pa.Table:
-        """Columns of a vectors file."""
+        """Columns of a vectors file, as far as it has them."""
         with pq.ParquetFile(self.root / VALUES / stage / file_name) as file:
-            return file.read(columns=columns, use_threads=False)
+            return file.read(columns=[name for name in columns if name in file.schema_arrow.names], use_threads=False)
 
     def commit(self, table: pa.Table, record: PartRecord, compression: str = "lz4") -> None:
         """Commit a part file: its footer carries the record."""

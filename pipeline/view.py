@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.chain import Chain, Node, Ref
 from pipeline.digests import combine_hashes, digest_of, hash_column
+from pipeline.errors import Fatal
 from pipeline.stage import Vector
 from pipeline.store import BOOKKEEPING, RESOLVED, VALUES, VERDICTS, Store
 from schemas.columns import LOCATION_COLUMNS
@@ -68,6 +69,8 @@ def mappings(table: pa.Table, names: list[str] | None = None) -> list[dict[str, 
 class PartView:
     """Columns and verdicts of one part. What is computed in this task is put in, so that later stages need no disk."""
 
+    needs_input = True  # a missing part of the input is an error, not a column of nulls
+
     def __init__(self, chain: Chain, store: Store, part: int, rows: int):
         self.chain = chain
         self.store = store
@@ -121,6 +124,9 @@ class PartView:
         # All plain columns of a stage at once: part files are small and opening them is the dear part.
         table = self.store_of(ref).read(folder, node.name, self.part)
         if table is None:
+            if ref.node == 0 and self.needs_input:
+                path = self.store.path(VALUES, node.name, self.part)
+                raise Fatal(f"{path} is missing: without it the rows of this part are unknown; run the recipe again")
             self._columns[ref] = pa.nulls(self.rows, kind)
             return
         for name in table.column_names:
@@ -132,7 +138,8 @@ class PartView:
         record = self.record(VALUES, node)
         if record is None or "vectors" not in record.side_files:
             return pa.nulls(self.rows, pa.binary(0))
-        return flat(self.store.read_side(node.name, record.side_files["vectors"], [name])[name])
+        table = self.store.read_side(node.name, record.side_files["vectors"], [name])
+        return flat(table[name]) if name in table.column_names else pa.nulls(self.rows, pa.binary(0))
 
     def hashes(self, ref: Ref) -> np.ndarray:
         """Hash of each value of a column: uint64 [N]."""
@@ -160,7 +167,8 @@ class PartView:
         if index not in self._verdicts:
             table = self.store.read(VERDICTS, self.chain.nodes[index].name, self.part)
             if table is None:
-                raise KeyError(f"{self.store.path(VERDICTS, self.chain.nodes[index].name, self.part)} is not committed")
+                path = self.store.path(VERDICTS, self.chain.nodes[index].name, self.part)
+                raise Fatal(f"{path} is missing: the run is not finished, or the file was removed; run the recipe again")
             self._verdicts[index] = Verdict.from_table(table)
         return self._verdicts[index]
 

@@ -56,6 +56,7 @@ class ClipScore(Stage):
     }
     batch_size = 64
     model_method = "embed"
+    seconds_per_row = 0.02
 
     def prepare(self, rows: Sequence[Row], ctx: Context) -> dict[str, Any]:
         """Decode and crop the images (uint8 [N, size, size, 3], failed rows left out) and gather all texts."""

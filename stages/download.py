@@ -98,6 +98,7 @@ class Download(Stage):
     }
     batch_size = None  # the whole part: requests stay in flight from its first row to its last
     writes_blobs = True
+    seconds_per_row = 0.01
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Fetch all rows of a part; bytes go to `ctx.blobs` in the order of completion."""

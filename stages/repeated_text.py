@@ -11,9 +11,8 @@ from pydantic import model_validator
 from pipeline import stage as machine
 from pipeline.stage import Evidence, Row, Stage, decides, tunes
 from schemas.outcome import Drop, Reason
-from schemas.sample import TEXTS
 from stages.presets import preset as find_preset
-from stages.sql_texts import TEXTS_SQL, rows_with_url_key, text_key, texts_of_row
+from stages.sql_texts import rows_with_url_key, text_key, texts_of_row
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,22 +32,23 @@ class Params(machine.Params):
 
 
 class RepeatedText(Stage):
-    """Takes texts carried by more than `max_count` distinct URLs out of `texts`; a row without a text left is dropped.
+    """Drops a row when each of its texts is carried by more than `max_count` distinct URLs.
 
     Texts are compared in NFC and lower case with white space folded, URLs as in url_dup. `n_text` is the number of
-    distinct URLs that carry the row's first text. Empty texts are not counted (n_text 0): text_rules drops those.
+    distinct URLs that carry the row's first text, `least_n_text` the smallest such number over its texts. Empty texts
+    are not counted (0 where all are empty): text_rules drops those. `texts` stays as it is, so that a moved `max_count`
+    changes the input of no later stage.
     Source: FILIP and Wukong drop texts seen more than 10 times (second-hand figure, see stages/presets.py).
     """
 
     name: ClassVar[str] = "repeated_text"
     Params = Params
     reads_resolve = ("url", "texts|alt_text")
-    resolves = {"n_text": pa.int32(), "texts": TEXTS}
+    resolves = {"n_text": pa.int32(), "least_n_text": pa.int32()}
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
-        if resolved.get("n_text") is None or resolved["texts"]:
-            return None
-        return Drop(Reason.REPEATED_TEXT, f"{resolved['n_text']} URLs carry it, at most {self.params.max_count}")
+        least = resolved.get("least_n_text") or 0
+        return Drop(Reason.REPEATED_TEXT, f"{least} URLs carry it, at most {self.params.max_count}") if least > self.params.max_count else None
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con = evidence.con
@@ -62,16 +62,15 @@ class RepeatedText(Stage):
         return con.sql(
             f"""
             WITH keyed AS (
-                SELECT part, "row", url_key, place, entry, {text_key("entry.text")} AS text_key, trim(entry.text) = '' AS is_empty
+                SELECT part, "row", url_key, place, {text_key("entry.text")} AS text_key, trim(entry.text) = '' AS is_empty
                 FROM repeated_text_entries
             ), counts AS (
                 SELECT text_key, CAST(count(*) AS INTEGER) AS n
                 FROM (SELECT DISTINCT text_key, url_key FROM keyed WHERE NOT is_empty) GROUP BY text_key
             ), counted AS (
-                SELECT k.part, k."row", k.place, k.entry, coalesce(c.n, 0) AS n FROM keyed k LEFT JOIN counts c USING (text_key)
+                SELECT k.part, k."row", k.place, k.is_empty, coalesce(c.n, 0) AS n FROM keyed k LEFT JOIN counts c USING (text_key)
             )
-            SELECT part, "row", min(n) FILTER (WHERE place = 1) AS n_text,
-                coalesce(list(entry ORDER BY place) FILTER (WHERE n <= {self.params.max_count}), CAST([] AS {TEXTS_SQL})) AS texts
+            SELECT part, "row", min(n) FILTER (WHERE place = 1) AS n_text, coalesce(min(n) FILTER (WHERE NOT is_empty), 0) AS least_n_text
             FROM counted GROUP BY part, "row" ORDER BY part, "row"
             """
         )

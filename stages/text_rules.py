@@ -120,6 +120,7 @@ class TextRules(Stage):
 
     name: ClassVar[str] = "text_rules"
     Params = Params
+    seconds_per_row = 2e-4
     reads = ("texts|alt_text", "sample_id?")
     writes = {
         "texts": TEXTS,

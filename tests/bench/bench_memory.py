@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from stages.demo.world_server import free_port
+from stages.demo.world_server import free_port  # noqa: E402
 
 RECIPE = """
 name: memory
@@ -41,7 +41,8 @@ def write_table(path: Path, rows: int, port: int) -> None:
     with pq.ParquetWriter(path, pa.schema([("url", pa.string()), ("alt_text", pa.string())])) as writer:
         for start in range(0, rows, 50_000):
             numbers = range(start, min(rows, start + 50_000))
-            writer.write_table(pa.table({"url": [f"http://127.0.0.1:{port}/{i}.jpg" for i in numbers], "alt_text": [f"a photo of thing number {i}" for i in numbers]}))
+            urls, texts = [f"http://127.0.0.1:{port}/{i}.jpg" for i in numbers], [f"a photo of thing number {i}" for i in numbers]
+            writer.write_table(pa.table({"url": urls, "alt_text": texts}))
 
 
 def shared_memory() -> int:
@@ -56,7 +57,8 @@ def measure(folder: Path, rows: int, port: int) -> dict[str, float]:
     before = shared_memory()
     command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--out", str(folder / f"run{rows}"), "--set", f"input.table={table}"]
     started = time.perf_counter()
-    process = subprocess.Popen([*command, "--executor", "ray", "--workers", "2", "--progress", "lines", "--interval", "60"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    command += ["--executor", "ray", "--workers", "2", "--progress", "lines", "--interval", "60"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     peak = {"total": 0, "process": 0, "shared": 0}
     who = ""
     while process.poll() is None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import registry
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError
 from pipeline.run import RunOptions, open_run, run
 from schemas.outcome import Status
+from schemas.sample import sample_id
 from tests.pipeline.helpers import calls, make_recipe
 
 LOCAL = RunOptions(executor="local")
@@ -180,7 +182,6 @@ def test_a_broken_stage_is_fatal_and_commits_nothing(tmp_path: Path) -> None:
         "class Mixed(Stage):\n    name = 'mixed'\n    reads = ('value',)\n    writes = {'x': pa.int64()}\n"
         "    def compute(self, rows, ctx):\n        return [{'x': 'no number' if row['value'] == 0 else 1} for row in rows]\n"
     )
-    from pipeline import registry
 
     registry.import_file(str(plugin))
     for name, words in (("short", "list of 99"), ("wide", "differs in y"), ("typo", "undefined_name")):
@@ -254,3 +255,27 @@ def test_a_row_that_kills_or_hangs_its_worker_costs_one_row(tmp_path: Path, how:
     lost = [(place, row) for place, row in enumerate(statuses(result.view)) if row[0] != Status.KEPT and row[2] != "bad_row"]
     assert [place for place, _ in lost] == [70]
     assert lost[0][1][1:3] == ("poison", "worker_died" if how == "kill" else "hung")
+
+
+def test_a_removed_part_of_the_input_is_made_again(tmp_path: Path) -> None:
+    first = statuses(run(chain(), tmp_path / "run", LOCAL).view)
+    for kind in ("values", "verdicts"):
+        (tmp_path / "run" / kind / "source" / "part-00001.parquet").unlink()
+        with pytest.raises(Fatal, match="part-00001.parquet is missing"):
+            view = open_run(tmp_path / "run")
+            view.read(view.view(1), ["url"])
+            statuses(view)
+        assert statuses(run(chain(), tmp_path / "run", LOCAL).view) == first
+
+
+def test_decide_that_breaks_names_the_sample(tmp_path: Path) -> None:
+    plugin = tmp_path / "breaks.py"
+    plugin.write_text(
+        "from pipeline.stage import Stage\n"
+        "class Breaks(Stage):\n    name = 'breaks'\n    reads_decide = ('value', 'alt_text')\n"
+        "    def decide(self, row, resolved):\n        return 1 / (row['alt_text'] != 'text 5') and None\n"
+    )
+    registry.import_file(str(plugin))
+    sample = sample_id("numbers", "u5", "text 5").hex()
+    with pytest.raises(Fatal, match=f"sample {sample} .part 0, row 5.: ZeroDivisionError"):
+        run(make_recipe(["breaks"]), tmp_path / "run", LOCAL)
