@@ -74,8 +74,8 @@ def kill_at(process: subprocess.Popen[str], moment: Moment) -> str:
         seen.update(names)
         if moment.phase in names and seen[moment.phase] >= moment.nth:
             time.sleep(moment.delay)
-            family = [p for p in psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-            if not _kill(process, moment.what, family):
+            family = _kill_when_there(process, moment.what)
+            if family is None:
                 continue
             if moment.what == "worker":
                 process.stderr.read()
@@ -102,6 +102,17 @@ def _phases(event: dict) -> list[str]:
     return {"resolve": ["resolve"], "job": [event.get("job", "")]}.get(event["event"], [])
 
 
+def _kill_when_there(process: subprocess.Popen[str], what: str, patience_s: float = 2.0) -> list[psutil.Process] | None:
+    """Kill as soon as there is such a process; returns the family as it was, or None when the run went by without one."""
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until and process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        if _kill(process, what, family):
+            return family
+        time.sleep(0.01)
+    return None
+
+
 def _kill(process: subprocess.Popen[str], what: str, family: list[psutil.Process]) -> bool:
     if what == "driver":
         process.send_signal(signal.SIGKILL)
@@ -111,9 +122,7 @@ def _kill(process: subprocess.Popen[str], what: str, family: list[psutil.Process
             name, line = child.name(), " ".join(child.cmdline()[:1])
         except psutil.Error:
             continue
-        if (what == "node" and name == "raylet") or (what == "worker" and line.startswith(("ray::_work", "ray::IDLE"))):
-            if what == "worker" and not line.startswith("ray::_work"):
-                continue
+        if (what == "node" and name == "raylet") or (what == "worker" and line.startswith("ray::_work")):
             os.kill(child.pid, signal.SIGKILL)
             return True
     return False
