@@ -91,12 +91,11 @@ def matched_auc(clip: LoadedClip, samples: Samples) -> float:
 
 def evaluate(clip: LoadedClip, count: int) -> dict[str, Any]:
     """Retrieval and matched-against-mismatched AUC on scenes the training did not see."""
-    watched = rendered_samples("train_eval", count, 1, RENDER_SIZE)
-    held_out = heldout_samples(count)
-    return {
-        "train_eval": {**evaluate_retrieval(clip, watched), "auc": round(matched_auc(clip, watched), 5)},
-        "heldout": {**evaluate_retrieval(clip, held_out), "auc": round(matched_auc(clip, held_out), 5)},
-    }
+    found: dict[str, Any] = {}
+    for name, samples in (("train_eval", rendered_samples("train_eval", count, 1, RENDER_SIZE)), ("heldout", heldout_samples(count))):
+        found[name] = {**evaluate_retrieval(clip, samples), "auc": round(matched_auc(clip, samples), 5)}
+        del found[name]["model"]  # the folder it was loaded from means nothing elsewhere
+    return found
 
 
 def used_tokens(samples: Samples, clip: LoadedClip) -> list[int]:
