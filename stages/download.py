@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pipeline.blobs import BlobWriter
 from pipeline.errors import Fatal
 from pipeline.stage import Context, Params, Row, Stage, Values, decides, tunes
 from schemas.outcome import Drop, Failure, Reason
+from stages.images.collect import STORED_COLUMNS, Collector
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
 from stages.images.fetch import USER_AGENT, Fetched, FetchOptions, fetch_all
-from stages.images.header import ImageError
-from stages.images.normalize import EncodeFormat, ImageRules, ResizeMode, StoredImage, normalize
+from stages.images.normalize import EncodeFormat, ImageRules, ResizeMode
 from stages.presets import image_rules
 
 LIMITS = ("min_short_side", "min_width", "min_height", "max_aspect", "min_aspect")
-_INLINE_BYTES = 1 << 20  # hashing this much takes under a millisecond: not worth a thread
 
 
 class DownloadParams(Params):
@@ -80,22 +74,7 @@ class Download(Stage):
     Params = DownloadParams
     params: DownloadParams
     reads = ("url", "sample_id")
-    writes = {
-        "http_status": pa.int16(),
-        "content_type": pa.string(),
-        "raw_sha256": pa.binary(32),
-        "n_bytes": pa.int64(),
-        "image_sha256": pa.binary(32),
-        "tar": pa.string(),
-        "offset": pa.int64(),
-        "size": pa.int64(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "original_width": pa.int32(),
-        "original_height": pa.int32(),
-        "format": pa.string(),
-        "opted_out": pa.string(),
-    }
+    writes = {**STORED_COLUMNS, "http_status": pa.int16(), "content_type": pa.string(), "opted_out": pa.string()}
     batch_size = None  # the whole part: requests stay in flight from its first row to its last
     writes_blobs = True
     seconds_per_row = 0.01
@@ -104,7 +83,7 @@ class Download(Stage):
         """Fetch all rows of a part; bytes go to `ctx.blobs` in the order of completion."""
         if ctx.blobs is None:
             raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = _Collector(rows, ctx.blobs, self._image_rules())
+        collector = Collector(rows, ctx.blobs, self._image_rules(), fetch_values)
         options = FetchOptions(
             concurrency=self.params.concurrency, per_host=self.params.per_host, timeout_s=self.params.timeout_s,
             max_bytes=self.params.max_bytes, max_redirects=self.params.max_redirects, retries=self.params.retries,
@@ -147,77 +126,6 @@ class Download(Stage):
         return None
 
 
-class _Collector:
-    """Turns what comes from the network into the rows' results, decoding in threads beside the event loop."""
-
-    def __init__(self, rows: Sequence[Row], blobs: BlobWriter, rules: ImageRules):
-        self.rows, self.blobs, self.rules = rows, blobs, rules
-        self.found: list[Values | Failure | None] = [None] * len(rows)
-
-    def results(self) -> list[Values | Failure]:
-        """One result per row. Raises Fatal where a row was never handed back (an error of this program)."""
-        missing = [at for at, result in enumerate(self.found) if result is None]
-        if missing:
-            raise Fatal(f"download: {len(missing)} rows came back without a result, the first is row {missing[0]}")
-        return [result for result in self.found if result is not None]
-
-    async def handle(self, fetched: Fetched) -> None:
-        """Store one download. The caller waits, so that images under way are bounded by the number of requests."""
-        if fetched.failure is not None:
-            self.found[fetched.row] = fetched.failure
-            return
-        if not fetched.body:  # opted out: never read
-            self.found[fetched.row] = _values(fetched, None, None, None)
-            return
-        if self.rules.check == "header" and self.rules.resize_mode == "no" and len(fetched.body) < _INLINE_BYTES:
-            made = _process(fetched.body, self.rules)
-        else:
-            made = await asyncio.get_running_loop().run_in_executor(_decoders(), _process, fetched.body, self.rules)
-        if isinstance(made, Failure):
-            self.found[fetched.row] = Failure(made.code, f"{made.detail} (status {fetched.status}, {fetched.content_type})")
-            return
-        raw_digest, image, image_digest = made
-        where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), image.format, image.data)
-        self.found[fetched.row] = _values(fetched, raw_digest, (image, image_digest), where)
-
-
-@functools.cache
-def _decoders() -> ThreadPoolExecutor:
-    """Threads for decoding, kept for the process: the codecs release the interpreter lock."""
-    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-
-
-def _process(body: bytes, rules: ImageRules) -> tuple[bytes, StoredImage, bytes] | Failure:
-    """SHA-256 of the bytes as fetched, the image to store, and its SHA-256."""
-    raw_digest = hashlib.sha256(body).digest()
-    try:
-        image = normalize(body, rules)
-    except ImageError as error:
-        return Failure(error.code, error.detail)
-    return raw_digest, image, raw_digest if image.data is body else hashlib.sha256(image.data).digest()
-
-
-def _values(
-    fetched: Fetched,
-    raw_digest: bytes | None,
-    stored: tuple[StoredImage, bytes] | None,
-    where: tuple[str, int, int] | None,
-) -> Values:
-    image, image_digest = stored or (None, None)
-    tar, offset, size = where or (None, None, None)
-    return {
-        "http_status": fetched.status,
-        "content_type": fetched.content_type,
-        "raw_sha256": raw_digest,
-        "n_bytes": len(fetched.body) if image else None,
-        "image_sha256": image_digest,
-        "tar": tar,
-        "offset": offset,
-        "size": size,
-        "width": image and image.width,
-        "height": image and image.height,
-        "original_width": image and image.original_width,
-        "original_height": image and image.original_height,
-        "format": image and image.format,
-        "opted_out": fetched.opted_out,
-    }
+def fetch_values(fetched: Fetched) -> Values:
+    """The columns that say how an image was fetched."""
+    return {"http_status": fetched.status, "content_type": fetched.content_type, "opted_out": fetched.opted_out}
