@@ -22,7 +22,7 @@ from schemas.record import PartRecord
 from schemas.sample import SAMPLE_ID
 
 MEMORY_LIMIT = "2GB"
-RESULT_ROWS = 65_536
+ORDERED_ROWS = 50_000  # rows of the answer that are sorted and handed over together
 
 
 def resolve_inputs(node: Node, views: Sequence[PartView]) -> str:
@@ -58,8 +58,8 @@ def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[Par
             evidence = Evidence(con, sum(view.rows for view in views), alive, views[0].chain.recipe.seed if views else 0)
             relation = stage.resolve(evidence)
             columns = ", ".join(f'"{name}"' for name in ("part", "row", *node.resolves))
-            answer = relation.select(columns).order("part, row").to_arrow_reader(RESULT_ROWS)
-            return _commit(node, views, store, answer, inputs)
+            relation.select(columns).create("answer")
+            return _commit(node, views, store, _answers(con, node, views), inputs)
     except duckdb.Error as error:
         raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
     finally:
@@ -108,49 +108,49 @@ def _alive_with_value(node: Node, view: PartView) -> np.ndarray:
     return mask
 
 
-def _commit(node: Node, views: Sequence[PartView], store: Store, answer: pa.RecordBatchReader, inputs: str) -> list[PartRecord]:
-    """Split the ordered answer by part and commit one file per part, rows without an answer null."""
-    slices = _by_part(node, answer)
-    pending = next(slices, None)
-    records = []
+def _answers(con: duckdb.DuckDBPyConnection, node: Node, views: Sequence[PartView]) -> Iterator[dict[int, pa.Table]]:
+    """The answer by part, for some parts in a row at a time: sorting all of it at once would hold all of it."""
+    con.execute("SET preserve_insertion_order=true")  # DuckDB 2.0 lets even an ordered answer come out of order without it
+    found = {part for (part,) in con.sql("SELECT DISTINCT part FROM answer").fetchall()}
+    if strays := found - {view.part for view in views}:
+        raise Fatal(f"{node.name}: resolve returned part {min(strays)}, which the run does not have")
+    for some in _together(views):
+        table = con.sql(f'SELECT * FROM answer WHERE part BETWEEN {some[0].part} AND {some[-1].part} ORDER BY part, "row"').to_arrow_table()
+        edges = np.searchsorted(table["part"].to_numpy(), [*(view.part for view in some), some[-1].part + 1])
+        yield {view.part: table.slice(start, stop - start) for view, start, stop in zip(some, edges, edges[1:], strict=False)}
+
+
+def _together(views: Sequence[PartView]) -> Iterator[list[PartView]]:
+    """Consecutive parts that hold about ORDERED_ROWS rows (one part at least)."""
+    some: list[PartView] = []
     for view in views:
-        table = None
-        if pending is not None and pending[0] == view.part:
-            table, pending = pending[1], next(slices, None)
-        columns = _spread(node, view, table)
-        record = PartRecord(RESOLVED, node.name, view.part, view.rows, node.resolve_fingerprint, inputs)
-        record.digest = digest_of(*(piece for name in node.resolves for piece in (name, hash_column(columns[name]))))
-        record.counts = {"rows": 0 if table is None else table.num_rows}
-        store.commit(pa.table(columns), record)
-        records.append(record)
-    if pending is not None:
-        raise Fatal(f"{node.name}: resolve returned part {pending[0]}, which the run does not have (or returned parts out of order)")
+        if some and sum(one.rows for one in some) + view.rows > ORDERED_ROWS:
+            yield some
+            some = []
+        some.append(view)
+    if some:
+        yield some
+
+
+def _commit(node: Node, views: Sequence[PartView], store: Store, answers: Iterator[dict[int, pa.Table]], inputs: str) -> list[PartRecord]:
+    """Commit one file per part, rows without an answer null."""
+    records = []
+    by_part = {view.part: view for view in views}
+    for answer in answers:
+        for part, table in answer.items():
+            view = by_part[part]
+            columns = _spread(node, view, table)
+            record = PartRecord(RESOLVED, node.name, part, view.rows, node.resolve_fingerprint, inputs)
+            record.digest = digest_of(*(piece for name in node.resolves for piece in (name, hash_column(columns[name]))))
+            record.counts = {"rows": table.num_rows}
+            store.commit(pa.table(columns), record)
+            records.append(record)
     return records
 
 
-def _by_part(node: Node, answer: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
-    """Consecutive runs of one part of an answer ordered by part."""
-    current: int | None = None
-    pieces: list[pa.Table] = []
-    for batch in answer:
-        table = pa.Table.from_batches([batch])
-        parts = table["part"].to_numpy()
-        edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
-        for start, stop in zip(edges, edges[1:], strict=False):
-            if start == stop:
-                continue
-            if int(parts[start]) != current:
-                if current is not None:
-                    yield current, pa.concat_tables(pieces)
-                current, pieces = int(parts[start]), []
-            pieces.append(table.slice(start, stop - start))
-    if current is not None:
-        yield current, pa.concat_tables(pieces)
-
-
-def _spread(node: Node, view: PartView, table: pa.Table | None) -> dict[str, pa.Array]:
+def _spread(node: Node, view: PartView, table: pa.Table) -> dict[str, pa.Array]:
     """Answers of some rows as columns of the whole part."""
-    if table is None:
+    if not table.num_rows:
         return {name: pa.nulls(view.rows, kind) for name, kind in node.resolves.items()}
     rows = table["row"].to_numpy()
     if len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= view.rows:

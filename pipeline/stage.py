@@ -133,7 +133,7 @@ class Stage:
         return None
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
-        """Corpus-wide step: columns part, row and those of `resolves` for the rows that get a value, made from `evidence`."""
+        """Corpus-wide step: columns part, row and those of `resolves` for the rows that get a value, made from `evidence`, in any order."""
         raise NotImplementedError(f"{self.name} has no resolve")
 
     @property

@@ -57,7 +57,6 @@ class Corrupt(Stage):
             SELECT d.part, d."row", coalesce(o.texts, d.texts)[1].text AS text, CAST(coalesce(o.texts, d.texts) AS {TEXTS_SQL}) AS texts,
                 lower(hex(o.sample_id)) AS donor, o.drawn IS NOT NULL AS corrupted
             FROM corrupt_drawn d LEFT JOIN pairs p USING (drawn) LEFT JOIN corrupt_drawn o ON o.drawn = p.donor
-            ORDER BY d.part, d."row"
             """
         )
 

@@ -85,5 +85,4 @@ class ExactDup(Stage):
             FROM rows r
             LEFT JOIN exact_dup_ranked d ON r.part = d.part AND r."row" = d."row"
             LEFT JOIN joined j ON d.raw_sha256 = j.raw_sha256 AND d.nth = 1 AND d.n > 1
-            ORDER BY r.part, r."row"
         """

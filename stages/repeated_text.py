@@ -71,6 +71,6 @@ class RepeatedText(Stage):
                 SELECT k.part, k."row", k.place, k.is_empty, coalesce(c.n, 0) AS n FROM keyed k LEFT JOIN counts c USING (text_key)
             )
             SELECT part, "row", min(n) FILTER (WHERE place = 1) AS n_text, coalesce(min(n) FILTER (WHERE NOT is_empty), 0) AS least_n_text
-            FROM counted GROUP BY part, "row" ORDER BY part, "row"
+            FROM counted GROUP BY part, "row"
             """
         )

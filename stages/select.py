@@ -145,7 +145,7 @@ class Select(Stage):
         if params.top_fraction:
             total = evidence.total if params.top_fraction.of == "input" else evidence.alive
             self._keep_top(con, params.top_fraction, total, f"{evidence.seed}:{params.seed}")
-        return con.sql('SELECT part, "row", cut_reason, cut_detail FROM select_state ORDER BY part, "row"')
+        return con.sql('SELECT part, "row", cut_reason, cut_detail FROM select_state')
 
     def _judge_expression(self, con: duckdb.DuckDBPyConnection) -> None:
         """Table select_failed: rows that the expression does not pass. The evaluator is that of `decide`."""

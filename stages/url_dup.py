@@ -51,39 +51,42 @@ class UrlDup(Stage):
         )
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
+        """Only rows whose URL stands more than once go through the windows: most of a crawl does not."""
         con = evidence.con
-        con.execute(
-            f"""
-            CREATE OR REPLACE TEMP TABLE url_dup_keyed AS
-            SELECT part, "row", sample_id, coalesce(alt_text, '') AS text, url_key FROM {rows_with_url_key()}
-            """
-        )
+        con.execute(f'CREATE OR REPLACE TABLE url_dup_keyed AS SELECT part, "row", url_key FROM {rows_with_url_key()}')
         con.execute(
             """
-            CREATE OR REPLACE TEMP TABLE url_dup_placed AS
+            CREATE OR REPLACE TABLE url_dup_placed AS
             SELECT *,
                 CAST(count(*) OVER (PARTITION BY url_key) AS INTEGER) AS n_same_url,
                 first_value(sample_id) OVER (PARTITION BY url_key ORDER BY part, "row") AS keeper,
                 row_number() OVER (PARTITION BY url_key ORDER BY part, "row") AS nth,
                 row_number() OVER (PARTITION BY url_key, text ORDER BY part, "row") AS nth_of_text
-            FROM url_dup_keyed
+            FROM (
+                SELECT part, "row", url_key, sample_id, coalesce(alt_text, '') AS text
+                FROM url_dup_keyed JOIN rows USING (part, "row")
+                WHERE url_key IN (SELECT url_key FROM url_dup_keyed GROUP BY url_key HAVING count(*) > 1)
+            )
             """
         )
-        own = f"CAST([{text_entry('p.text', 'p.sample_id')}] AS {TEXTS_SQL})"
+        entry = text_entry("coalesce(r.alt_text, '')", "r.sample_id")
+        own = f"CAST([{entry}] AS {TEXTS_SQL})"
         return con.sql(
             f"""
             WITH distinct_texts AS (
                 SELECT *, row_number() OVER (PARTITION BY url_key ORDER BY part, "row") AS nth_text
-                FROM url_dup_placed WHERE n_same_url > 1 AND nth_of_text = 1
+                FROM url_dup_placed WHERE nth_of_text = 1
             ), joined AS (
                 SELECT url_key, list({text_entry("text", "sample_id")} ORDER BY part, "row") AS texts
                 FROM distinct_texts WHERE nth_text <= {self.params.max_texts} GROUP BY url_key
+            ), shared AS (
+                SELECT p.part, p."row", p.n_same_url, p.keeper, p.nth, p.nth_of_text, j.texts
+                FROM url_dup_placed p LEFT JOIN joined j ON p.nth = 1 AND j.url_key = p.url_key
             )
-            SELECT p.part, p."row", p.n_same_url, lower(hex(p.keeper)) AS url_keeper,
-                CASE WHEN p.nth = 1 THEN NULL WHEN p.nth_of_text = 1 THEN '{Reason.SAME_URL}' ELSE '{Reason.DUPLICATE_ROW}' END
+            SELECT r.part, r."row", coalesce(s.n_same_url, 1) AS n_same_url, lower(hex(coalesce(s.keeper, r.sample_id))) AS url_keeper,
+                CASE WHEN coalesce(s.nth, 1) = 1 THEN NULL WHEN s.nth_of_text = 1 THEN '{Reason.SAME_URL}' ELSE '{Reason.DUPLICATE_ROW}' END
                     AS url_dup_reason,
-                CASE WHEN p.nth = 1 THEN coalesce(CAST(j.texts AS {TEXTS_SQL}), {own}) END AS texts
-            FROM url_dup_placed p LEFT JOIN joined j USING (url_key)
-            ORDER BY p.part, p."row"
+                CASE WHEN coalesce(s.nth, 1) = 1 THEN coalesce(CAST(s.texts AS {TEXTS_SQL}), {own}) END AS texts
+            FROM rows r LEFT JOIN shared s ON s.part = r.part AND s."row" = r."row"
             """
         )
