@@ -5,6 +5,9 @@ BIN := .venv/bin
 UV := .uv/bin/uv
 OUT ?= runs/demo
 
+# Many processes are started: their modules are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-effect test test-slow lint bench clean requirements
 
 demo: .venv/ready

@@ -78,6 +78,20 @@ def test_part_size_changes_no_row(web: tuple[World, WorldServer], unbroken: RunR
     assert rows_of(large) == rows_of(unbroken)
 
 
+@pytest.mark.slow
+def test_parts_of_100_and_1000_and_every_executor_agree(tmp_path: Path) -> None:
+    """2,000 rows: the same rows whatever the part size, the same bytes whatever the executor and its number of workers."""
+    world = build_world(tmp_path / "world", 2_000, base_url=f"http://127.0.0.1:{free_port()}")
+    with WorldServer(world.folder, world.port):
+        runs = {}
+        for size in (100, 1000):
+            runs[size] = run(recipe(world, rows_per_part=size), tmp_path / f"local-{size}", LOCAL)
+            for workers in (1, 2):
+                ray = run(recipe(world, rows_per_part=size), tmp_path / f"ray-{size}-{workers}", RunOptions(executor="ray", workers=workers))
+                assert tree_digest(ray.view.dataset) == tree_digest(runs[size].view.dataset), (size, workers)
+    assert rows_of(runs[100]) == rows_of(runs[1000])
+
+
 def test_ray_with_model_actors_gives_the_same_dataset(web: tuple[World, WorldServer], unbroken: RunResult, tmp_path: Path) -> None:
     ray = run(recipe(web[0], "models.clip.placement=actor", "models.clip.replicas=2"), tmp_path / "run", RunOptions(executor="ray", workers=2))
     assert tree_digest(ray.view.dataset) == tree_digest(unbroken.view.dataset)
