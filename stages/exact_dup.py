@@ -40,21 +40,20 @@ class ExactDup(Stage):
         return Drop(Reason.EXACT_DUP, keeper) if keeper else None
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
+        """Only rows whose bytes stand more than once are ranked."""
         con = evidence.con
         score = "clip_score" if has_column(con, "clip_score") else "NULL"
         pixels = "width::BIGINT * height" if has_column(con, "width") and has_column(con, "height") else "NULL"
         con.execute(
             f"""
-            CREATE OR REPLACE TEMP TABLE exact_dup_ranked AS
+            CREATE OR REPLACE TABLE exact_dup_ranked AS
             WITH ranked AS (
                 SELECT part, "row", sample_id, raw_sha256, {texts_of_row(con)} AS texts,
-                    count(*) OVER (PARTITION BY raw_sha256) AS n,
                     row_number() OVER (PARTITION BY raw_sha256 ORDER BY
                         CAST({score} AS FLOAT) DESC NULLS LAST, {pixels} DESC NULLS LAST, sample_id, part, "row") AS nth
-                FROM rows WHERE raw_sha256 IS NOT NULL
+                FROM rows WHERE raw_sha256 IN (SELECT raw_sha256 FROM rows WHERE raw_sha256 IS NOT NULL GROUP BY raw_sha256 HAVING count(*) > 1)
             )
-            SELECT *, CASE WHEN n > 1 THEN
-                lower(hex(first_value(sample_id) OVER (PARTITION BY raw_sha256 ORDER BY nth))) END AS keeper
+            SELECT *, lower(hex(first_value(sample_id) OVER (PARTITION BY raw_sha256 ORDER BY nth))) AS keeper
             FROM ranked
             """
         )
@@ -64,7 +63,7 @@ class ExactDup(Stage):
         return f"""
             WITH entries AS (
                 SELECT raw_sha256, sample_id, nth, unnest(range(1, len(texts) + 1)) AS place, unnest(texts) AS e
-                FROM exact_dup_ranked WHERE n > 1
+                FROM exact_dup_ranked
             ), named AS (
                 SELECT raw_sha256, nth, place, {{'kind': e.kind, 'text': e.text,
                     'source': CASE WHEN coalesce(e.source, '') = '' THEN lower(hex(sample_id)) ELSE e.source END,
@@ -81,8 +80,8 @@ class ExactDup(Stage):
             )
             SELECT r.part, r."row", CASE WHEN d.nth > 1 THEN d.keeper END AS dup_of,
                 CASE WHEN d.nth > 1 THEN 'bytes' END AS kind, d.keeper AS dup_component,
-                CASE WHEN d.n > 1 AND d.nth = 1 THEN CAST(j.texts AS {TEXTS_SQL}) ELSE {own_texts} END AS texts
+                CASE WHEN d.nth = 1 THEN CAST(j.texts AS {TEXTS_SQL}) ELSE {own_texts} END AS texts
             FROM rows r
             LEFT JOIN exact_dup_ranked d ON r.part = d.part AND r."row" = d."row"
-            LEFT JOIN joined j ON d.raw_sha256 = j.raw_sha256 AND d.nth = 1 AND d.n > 1
+            LEFT JOIN joined j ON d.raw_sha256 = j.raw_sha256 AND d.nth = 1
         """
