@@ -93,17 +93,21 @@ def _sniff_text(data: bytes) -> str | None:
 
 def read_header(data: bytes) -> ImageHeader:
     """Facts of an image from its header. Raises ImageError: not_an_image, unsupported_format, corrupt_image."""
+    header = own_header(data)
+    if header is not None:
+        return header
+    with open_image(data, sniff(data)) as image:
+        return _pillow_header(image, data)
+
+
+def own_header(data: bytes) -> ImageHeader | None:
+    """Facts of an ordinary JPEG, read without any codec; None for what only a codec can judge. Raises ImageError."""
     kind = sniff(data)
     if kind == "html":
         raise ImageError(FailureCode.NOT_AN_IMAGE, f"text or HTML instead of an image: {data[:60]!r}")
     if kind == "svg":
         raise ImageError(FailureCode.UNSUPPORTED_FORMAT, "SVG is a drawing, not pixels")
-    if kind == "jpg":
-        header = _jpeg_header(data)
-        if header is not None:
-            return header
-    with open_image(data, kind) as image:
-        return _pillow_header(image, data)
+    return _jpeg_header(data) if kind == "jpg" else None
 
 
 def open_image(data: bytes, kind: str | None) -> Image.Image:
