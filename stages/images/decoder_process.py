@@ -191,6 +191,7 @@ def _run_decoder(setup: Setup, connection: socket.socket, board: Board, line: in
     except MemoryError:
         status = _OUT_OF_MEMORY
     except BaseException:
+        os.lseek(2, 0, os.SEEK_SET)  # room, should the codec's noise have filled the file
         traceback.print_exc()
         raise
     finally:

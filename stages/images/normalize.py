@@ -14,7 +14,7 @@ import simplejpeg
 
 from schemas.outcome import FailureCode
 from stages.images.decode import DEFAULT_PIXEL_LIMIT, check_size, decode, verify
-from stages.images.header import ImageError, ImageHeader, own_header, read_header
+from stages.images.header import ImageError, ImageHeader, damaged, own_header, read_header
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 EncodeFormat = Literal["jpg", "png", "webp"]
@@ -60,9 +60,7 @@ def normalize(data: bytes, rules: ImageRules) -> StoredImage:
     header = read_header(data)
     check_size(header, rules.pixel_limit)
     width, height = header.shown_size
-    if _stays(header, rules):
-        if rules.check == "decode":
-            verify(data, header, rules.pixel_limit)
+    if _stays(header, rules) and (rules.check == "header" or verify(data, header, rules.pixel_limit)):
         return StoredImage(data, header.format, width, height, width, height)
     target = resize_target(width, height, rules)
     # A JPEG may be shrunk while it is decoded, but not below twice the target: from there the mean
@@ -139,7 +137,7 @@ def encode(pixels: np.ndarray, format: EncodeFormat, quality: int) -> bytes:
     try:
         done, encoded = cv2.imencode(f".{format}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [option, quality])
     except cv2.error as error:
-        raise ImageError(FailureCode.CORRUPT_IMAGE, f"cannot be encoded as {format}: {error}") from error
+        raise damaged(f"cannot be encoded as {format}", error) from error
     if not done:
         raise ImageError(FailureCode.CORRUPT_IMAGE, f"cannot be encoded as {format}: {pixels.shape[1]} x {pixels.shape[0]} pixels")
     return encoded.tobytes()

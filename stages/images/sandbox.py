@@ -27,6 +27,7 @@ from stages.images.decode_tasks import Facts
 from stages.images.decoder_process import FIRST_NUMBER, MAX_MESSAGE, REQUEST
 from stages.images.decoders import DecoderLimits, Decoders, failure_in
 
+PROGRAM = "stages.images.decoder_process"  # the module whose `main` the processes run
 _SLOTS_PER_DECODER = 3  # one that is worked on, two that wait
 _KEPT_BYTES = 4 << 20  # a slot that held more gives its memory back
 _MOST_TRIES = 3  # of an image whose decoders end and none can say that it was to blame
@@ -49,10 +50,10 @@ class _Request:
 
 
 class Sandbox(Decoders):
-    """Decoders in processes of their own. `program` is the module whose `main` they run. Safe to use from many threads."""
+    """Decoders in processes of their own. Safe to use from many threads."""
 
-    def __init__(self, limits: DecoderLimits, program: str = "stages.images.decoder_process"):
-        self.limits, self.program = limits, program
+    def __init__(self, limits: DecoderLimits):
+        self.limits = limits
         self._lock = threading.Lock()
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: deque[_Request] = deque()
@@ -107,7 +108,7 @@ class Sandbox(Decoders):
         self._noise = os.memfd_create("watcher-noise")
         self._process_spoke = False
         setup = {
-            "path": sys.path, "program": self.program, "connection": theirs.fileno(), "slots": self._slots, "decoders": count,
+            "path": sys.path, "program": PROGRAM, "connection": theirs.fileno(), "slots": self._slots, "decoders": count,
             "timeout_s": self.limits.timeout_s, "memory_bytes": self.limits.memory_mb << 20, "worker": os.getpid(),
         }  # fmt: skip
         with theirs:
