@@ -170,15 +170,15 @@ class Sandbox(Decoders):
 
     def _start_again(self) -> bool:
         """After the watcher's end: a new one, and once more all that has no answer. False where nothing is to go on."""
-        self._connection.close()
         status = self._process.wait()
         said = os.pread(self._noise, 4096, max(0, os.fstat(self._noise).st_size - 4096)).decode("utf-8", "replace").strip()
         os.close(self._noise)
         with self._lock:
+            self._connection.close()
             if self._closed:
                 return self._give_up(Fatal("the decoders were closed"))
             if status > 0 and not self._process_spoke:
-                return self._give_up(Fatal(f"the decoder process cannot start: {said or f'exit code {status}'}"))
+                return self._give_up(Fatal(f"the decoder process cannot start: {said.splitlines()[-1] if said else f'exit code {status}'}"))
             unanswered = list(self._sent.values())
             self._sent.clear()
             hopeless = [request for request in unanswered if request.tries >= _MOST_TRIES]
