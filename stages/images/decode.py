@@ -26,9 +26,9 @@ def check_size(header: ImageHeader, pixel_limit: int) -> None:
     if header.width < 1 or header.height < 1:
         raise ImageError(FailureCode.CORRUPT_IMAGE, f"{header.format} of {header.width} x {header.height} pixels")
     if header.width * header.height > pixel_limit:
-        raise ImageError(
-            FailureCode.PIXEL_LIMIT, f"{header.width} x {header.height} pixels, more than the limit of {pixel_limit}"
-        )
+        raise ImageError(FailureCode.PIXEL_LIMIT, f"{header.width} x {header.height} pixels, more than the limit of {pixel_limit}")
+    if header.coded_pixels > pixel_limit:
+        raise ImageError(FailureCode.PIXEL_LIMIT, f"{header.coded_pixels} pixels before cropping, more than the limit of {pixel_limit}")
 
 
 def decode(
@@ -107,7 +107,7 @@ def _load(data: bytes) -> tuple[Image.Image, bool]:
     image = open_image(data, kind)
     try:
         image.load()
-        return image, True
+        return image, kind != "png" or _PNG_END in data
     except (Image.DecompressionBombError, *PILLOW_ERRORS) as error:
         image.close()
         picture = _png_up_to_its_picture(data) if kind == "png" else data

@@ -33,6 +33,7 @@ PILLOW_ERRORS = (
 
 _NO_MEMORY = ("out of memory", "insufficient memory", "cannot allocate", "memory allocation", "failed to allocate")
 _EXIF_ORIENTATION = 0x0112
+_EXTENTS_BOX = b"\0\0\0\x14ispe\0\0\0\0"
 
 
 class ImageError(ValueError):
@@ -47,13 +48,15 @@ class ImageError(ValueError):
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """Facts from the header. `width`, `height`: pixels as coded; `orientation`: EXIF value 1 to 8; `plain`: a still
-    image in 8-bit RGB or grey, without transparency, that every reader shows alike."""
+    image in 8-bit RGB or grey, without transparency, that every reader shows alike; `coded_pixels`: where a codec makes more
+    pixels than are shown."""
 
     format: str
     width: int
     height: int
     orientation: int
     plain: bool
+    coded_pixels: int = 0
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -157,7 +160,17 @@ def _pillow_header(image: Image.Image, data: bytes) -> ImageHeader:
     name = {"JPEG": "jpg", "MPO": "jpg", "HEIF": "heic"}.get(image.format or "", (image.format or "").lower())
     deep = name == "png" and data[24:25] == b"\x10"  # 16 bits a channel, which Pillow's mode RGB hides
     plain = image.mode in ("RGB", "L") and not moving and not deep and "transparency" not in image.info
-    return ImageHeader(name, *image.size, orientation, plain)
+    return ImageHeader(name, *image.size, orientation, plain, _coded_pixels(data) if name in ("heic", "avif") else 0)
+
+
+def _coded_pixels(data: bytes) -> int:
+    """Pixels of the largest picture in a HEIF file, before any crop: its spatial extents boxes (ISO/IEC 23008-12, 6.5.3)."""
+    at, most = data.find(_EXTENTS_BOX), 0
+    while 0 <= at <= len(data) - 20:
+        width, height = struct.unpack_from(">II", data, at + 12)
+        most = max(most, width * height)
+        at = data.find(_EXTENTS_BOX, at + 20)
+    return most
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:

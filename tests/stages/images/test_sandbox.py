@@ -70,7 +70,11 @@ def wait_until(true: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 @pytest.mark.parametrize(
-    "rules", [ImageRules(), ImageRules(check="header"), ImageRules(resize_mode="border", image_size=50), ImageRules(resize_mode="keep_ratio", encode_format="png", encode_quality=3)]
+    "rules",
+    [
+        ImageRules(), ImageRules(check="header"), ImageRules(resize_mode="border", image_size=50),
+        ImageRules(resize_mode="keep_ratio", encode_format="png", encode_quality=3),
+    ],
 )  # fmt: skip
 def test_images_are_those_of_the_same_process(box: Sandbox, jpeg: Callable[..., bytes], rules: ImageRules) -> None:
     for seed in range(4):
