@@ -14,6 +14,7 @@ from pipeline.stage import Context, Params, Row, Stage, Values, decides, tunes
 from schemas.outcome import Drop, Failure, Reason
 from stages.images.collect import STORED_COLUMNS, Collector
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
+from stages.images.decoders import DecoderLimits
 from stages.images.fetch import USER_AGENT, Fetched, FetchOptions, fetch_all
 from stages.images.normalize import EncodeFormat, ImageRules, ResizeMode
 from stages.presets import image_rules
@@ -38,6 +39,9 @@ class DownloadParams(Params):
     check: Literal["decode", "header"] = Field(
         "decode", description="decode: every stored image has been decoded whole; header: only its header was read"
     )
+    decoders: int | None = tunes(None, "decoder processes per worker; null: its share of the cores, at most 8", ge=1)
+    decode_timeout_s: float = tunes(20.0, "seconds for decoding one image; one that takes longer is decoder_hung", gt=0)
+    decode_memory_mb: int = tunes(1536, "memory for decoding one image; one that needs more is decoder_memory", ge=64)
     pixel_limit: int = Field(DEFAULT_PIXEL_LIMIT, description="most pixels by the header, before decoding", ge=1)
     resize_mode: ResizeMode = Field("no", description="img2dataset's mode: no, border, keep_ratio, keep_ratio_largest, center_crop")
     image_size: int = Field(256, description="side in pixels that resize_mode brings an image to", ge=1)
@@ -83,7 +87,8 @@ class Download(Stage):
         """Fetch all rows of a part; bytes go to `ctx.blobs` in the order of completion."""
         if ctx.blobs is None:
             raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = Collector(rows, ctx.blobs, self._image_rules(), fetch_values)
+        limits = DecoderLimits(self.params.decoders, self.params.decode_timeout_s, self.params.decode_memory_mb)
+        collector = Collector(rows, ctx.blobs, self._image_rules(), fetch_values, limits, ctx.workers)
         options = FetchOptions(
             concurrency=self.params.concurrency, per_host=self.params.per_host, timeout_s=self.params.timeout_s,
             max_bytes=self.params.max_bytes, max_redirects=self.params.max_redirects, retries=self.params.retries,

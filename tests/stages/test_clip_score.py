@@ -16,7 +16,8 @@ from pipeline.models import LocalModel
 from pipeline.stage import Context
 from schemas.outcome import Failure
 from schemas.sample import make_text
-from stages.clip_score import ClipScore, crop_image
+from stages.clip_score import ClipScore
+from stages.images.crop import crop_image
 from stages.images.decode import decode
 
 torch = pytest.importorskip("torch")
