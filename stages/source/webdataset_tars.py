@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from pipeline.digests import digest_of
 from schemas.outcome import FailureCode
 from stages.images.local import compression_of
-from stages.source.local_rows import LocalParams, LocalRow, LocalSource, absolute, common_folder, lines_of, plain_text
+from stages.source.local_rows import LocalRow, LocalSource, absolute, common_folder, plain_text
+from stages.source.side_files import SideFileParams
 from stages.source.table_files import edges_digest, expand
 from stages.source.tar_reader import read_tar
 from stages.source.tar_samples import KeyRule, Sample, group_members, split_key
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
-TEXT_BYTES = 1 << 20  # of a text member; longer ones are cut, and alt_text_cut says so
-JSON_BYTES = 4 << 20
-CLASS = "cls"
+CLASS = "cls"  # webdataset's class label, carried as text
+CLASS_BYTES = 1 << 10
 
 
-class TarParams(LocalParams):
-    """Where the tars are and what their members mean."""
+class TarParams(SideFileParams):
+    """Where the tars are, how members make a sample, and what of them becomes the caption."""
 
     tars: str | tuple[str, ...] = Field(description="path, glob, folder or list of them, local or remote (s3://, gs://): .tar, .tar.gz, .tar.zst, .tar.bz2")
-    image: tuple[str, ...] = Field(IMAGE_EXTENSIONS, description="extensions of images; of several in a sample the first of this list is taken")
-    caption: str | None = Field("txt", description="extension of the member with the caption; null: none")
-    lines: bool = Field(False, description="each line of that member is a caption of its own")
-    caption_field: str | None = Field("caption", description="field of the .json with the caption, where there is no such member; null: none")
-    texts_field: str | None = Field(None, description="field of the .json with a list of further texts (strings, or objects with `text`)")
-    url_field: str | None = Field("url", description="field of the .json with the URL that the image came from; null: none")
     key: KeyRule = Field(
         "first_dot", description="key of a member: its path up to the first dot of the file name, as webdataset has it, or up to the last"
     )
@@ -40,6 +32,8 @@ class TarParams(LocalParams):
 
 class WebdatasetTars(LocalSource):
     """Yields the samples of tars: one row per key, in the order of the tars' names and of the first members of the keys.
+
+    Of several images in a sample the first extension in `image` is taken, as open_clip does. A .cls is carried as `cls`.
 
     Headers and small members (.txt, .json, .cls) are read; images are skipped and later read by their place. Members of a key
     may stand apart in a tar. `path` is <tar>/<member>, relative to the folder that all tars share. Hidden files and __notes__
@@ -53,7 +47,7 @@ class WebdatasetTars(LocalSource):
 
     @property
     def many_texts(self) -> bool:  # type: ignore[override]
-        return self.params.lines or self.params.texts_field is not None
+        return self.params.many_texts
 
     @cached_property
     def files(self) -> list[tuple[str, int]]:
@@ -82,58 +76,24 @@ class WebdatasetTars(LocalSource):
     def _wanted(self, name: str) -> int:
         split = split_key(name, self.params.key)
         extension = split[1] if split else ""
-        return TEXT_BYTES if extension in (self.params.caption, CLASS) else JSON_BYTES + 1 if extension == "json" else 0
+        return CLASS_BYTES if extension == CLASS else self.params.bytes_wanted(extension)
 
     def _row(self, tar: str, sample: Sample) -> LocalRow:
         row = LocalRow("/".join(filter(None, (self._relative(tar), sample.key))))
         row.code, row.detail = sample.code or None, sample.detail
-        if not sample.members:
+        members = sample.members
+        if not members:
             return row
-        fields = self._fields(sample, row)
-        image = next((sample.members[extension] for extension in self.params.image if extension in sample.members), None)
+        image = next((members[extension] for extension in self.params.image if extension in members), None)
         if image is not None:
             row.path, row.file, row.offset, row.size = f"{self._relative(tar)}/{image.name}", tar, image.offset, image.size
         elif row.code is None:
             row.code, row.detail = FailureCode.MISSING_IMAGE, self._no_image(sample)
-        row.texts, row.url = self._texts(sample, fields), self._url(fields)
-        own = {self.params.caption_field, self.params.texts_field, self.params.url_field}
-        row.fields = {name: value for name, value in fields.items() if name not in own}
+        if CLASS in members:
+            row.fields = {CLASS: plain_text(members[CLASS].data or b"")}
+        caption, record = members.get(self.params.caption or ""), members.get("json")
+        self.params.fill(row, caption and (caption.data or b""), record and (record.data or b""), record.name if record else "")
         return row
-
-    def _fields(self, sample: Sample, row: LocalRow) -> dict[str, Any]:
-        """The .json's fields, and the .cls as `cls`. What is no JSON object fails the row."""
-        fields: dict[str, Any] = {}
-        member = sample.members.get("json")
-        if member is not None:
-            try:
-                if member.size > JSON_BYTES:
-                    raise ValueError(f"{member.size} bytes, more than {JSON_BYTES}")
-                found = json.loads(member.data or b"")
-                if not isinstance(found, dict):
-                    raise ValueError(f"a JSON {type(found).__name__}, not an object")
-                fields = found
-            except (ValueError, RecursionError) as error:
-                if row.code is None:
-                    row.code, row.detail = FailureCode.BAD_ROW, f"{member.name}: {error}"
-        if CLASS in sample.members:
-            fields = {**fields, CLASS: plain_text(sample.members[CLASS].data or b"")}
-        return fields
-
-    def _texts(self, sample: Sample, fields: Mapping[str, Any]) -> list[str | Mapping[str, Any]]:
-        texts: list[str | Mapping[str, Any]] = []
-        member = sample.members.get(self.params.caption or "")
-        if member is not None:
-            text = plain_text(member.data or b"")
-            texts += lines_of(text) if self.params.lines else [text]
-        elif self.params.caption_field and isinstance(caption := fields.get(self.params.caption_field), str):
-            texts.append(caption)
-        further = fields.get(self.params.texts_field) if self.params.texts_field else None
-        texts += [text for text in further if isinstance(text, str | dict)] if isinstance(further, list) else []
-        return texts
-
-    def _url(self, fields: Mapping[str, Any]) -> str | None:
-        url = fields.get(self.params.url_field) if self.params.url_field else None
-        return url if isinstance(url, str) and url.strip() else None
 
     def _no_image(self, sample: Sample) -> str:
         found = ", ".join(f".{extension}" for extension in sorted(sample.members))

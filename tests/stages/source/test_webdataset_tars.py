@@ -4,9 +4,7 @@ import gzip
 import io
 import json
 import random
-import sys
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,7 @@ from schemas.sample import sample_id
 from stages.source.tar_reader import MAX_HEADER_BYTES, Member, Problem, read_tar
 from stages.source.tar_samples import group_members, split_key
 from stages.source.webdataset_tars import WebdatasetTars
-
-sys.path.insert(0, str(Path(__file__).parent))
-from made_tars import bytes_at, facts, picture, rows_of, sample, write_tar  # noqa: E402
+from tests.stages.source.made_tars import bytes_at, facts, picture, rows_of, sample, write_tar
 
 
 def source(tars: Any, **params: Any) -> WebdatasetTars:
@@ -107,9 +103,10 @@ def test_a_key_that_comes_twice_fails_and_the_first_stands(tmp_path):
 def test_links_devices_and_names_that_lead_out_are_failed_rows(tmp_path):
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:
-        for name, kind, target in (("l.jpg", tarfile.SYMTYPE, "/etc/passwd"), ("h.jpg", tarfile.LNKTYPE, "ok.jpg"), ("d.jpg", tarfile.CHRTYPE, ""), ("p.jpg", tarfile.FIFOTYPE, "")):
+        kinds = {"l.jpg": tarfile.SYMTYPE, "h.jpg": tarfile.LNKTYPE, "d.jpg": tarfile.CHRTYPE, "p.jpg": tarfile.FIFOTYPE}
+        for name, kind in kinds.items():
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, target
+            info.type, info.linkname = kind, "/etc/passwd" if name == "l.jpg" else "ok.jpg"
             tar.addfile(info)
         for name in ("/abs/a.jpg", "up/../../b.jpg"):
             info = tarfile.TarInfo(name)
@@ -218,7 +215,8 @@ def test_a_cut_gzip_keeps_what_came_before(tmp_path):
 
 def test_json_gives_caption_url_texts_and_further_fields(tmp_path):
     record = {"caption": "from json", "url": "http://x.example/1.jpg", "more": ["two", {"text": "three", "kind": "caption"}], "similarity": 0.5, "width": 7}
-    path = write_tar(tmp_path / "t.tar", {"a.jpg": picture(1), "a.json": json.dumps(record).encode(), "b.jpg": picture(2), "b.json": b"{broken", "c.jpg": picture(3)})
+    broken = {"b.jpg": picture(2), "b.json": b"{broken", "c.jpg": picture(3)}
+    path = write_tar(tmp_path / "t.tar", {"a.jpg": picture(1), "a.json": json.dumps(record).encode(), **broken})
     rows = rows_of(source(path, texts_field="more"))
     first = rows[0]
     assert (first["alt_text"], first["url"], first["similarity"], first["input_width"]) == ("from json", "http://x.example/1.jpg", 0.5, 7)
@@ -238,7 +236,7 @@ def test_a_field_of_another_type_costs_its_row_only(tmp_path):
 
 
 def test_lines_are_captions_of_their_own(tmp_path):
-    path = write_tar(tmp_path / "t.tar", {"a.jpg": picture(1), "a.txt": "one\r\n\ntwo\none\n".encode()})
+    path = write_tar(tmp_path / "t.tar", {"a.jpg": picture(1), "a.txt": b"one\r\n\ntwo\none\n"})
     (row,) = rows_of(source(path, lines=True))
     assert row["alt_text"] == "one" and [entry["text"] for entry in row["texts"]] == ["one", "two"]
     assert {entry["source"] for entry in row["texts"]} == {row["sample_id"].hex()}
