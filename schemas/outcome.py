@@ -66,6 +66,9 @@ class FailureCode(StrEnum):
     """Why a row has no value: something went wrong while it was measured."""
 
     BAD_ROW = "bad_row"
+    MISSING_IMAGE = "missing_image"
+    UNREADABLE = "unreadable"
+    UNSAFE_PATH = "unsafe_path"
     DNS = "dns"
     CONNECT = "connect"
     TLS = "tls"
