@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blobs import ImageRef
+from pipeline.budget import Breaker
 from pipeline.chain import Node
 from pipeline.environment import Environment
 from pipeline.errors import Fatal, as_fatal, failure_of, is_fatal
@@ -68,12 +69,13 @@ def deadline(seconds: float | None, hard: bool) -> Iterator[None]:
 class BatchRunner:
     """One stage on one part. `run` takes row indices and gives back their values, whatever single rows do."""
 
-    def __init__(self, node: Node, stage: Stage, view: PartView, env: Environment, context: Context):
+    def __init__(self, node: Node, stage: Stage, view: PartView, env: Environment, context: Context, breaker: Breaker):
         self.node = node
         self.stage = stage
         self.view = view
         self.env = env
         self.context = context
+        self.breaker = breaker
         self.calls = 0
 
     def run(self, rows: np.ndarray) -> Computed:
@@ -83,7 +85,9 @@ class BatchRunner:
         if len(rows):
             batches = list(self._batches(rows))
             run = self._with_model if self.stage.uses_model else self._plainly
-            done = list(run(batches))
+            for batch, computed in run(batches):
+                self._count(batch, computed.failures)
+                done.append((batch, computed))
         order = np.concatenate([batch for batch, _ in done]) if done else np.empty(0, np.int64)
         back = pa.array(np.argsort(order, kind="stable"))
         columns = {
@@ -95,6 +99,13 @@ class BatchRunner:
             failures = [failures[place] for place in back.to_pylist()]
         seconds = self.context.model.seconds() - started if self.context.model else 0.0
         return Computed(columns, failures, self.calls, seconds)
+
+    def _count(self, batch: np.ndarray, failures: list[Failure | None]) -> None:
+        if not any(failures) and not self.breaker.reported:
+            self.breaker.count_values(len(batch))
+            return
+        for row, failure in zip(batch.tolist(), failures, strict=True):
+            self.breaker.count(row, failure)
 
     def _batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         isolation = self.env.isolation
@@ -183,6 +194,7 @@ class BatchRunner:
             answer = self._submit(batch, rows).result(self.stage.batch_timeout_s)
             return self._pack(self.stage.finish(rows, answer, self.context), len(rows))
         self.env.note(self.node, self.view.part, batch.tolist())
+        self.context.report = lambda place, outcome: self.breaker.count(int(batch[place]), outcome if isinstance(outcome, Failure) else None)
         with deadline(self.stage.batch_timeout_s, hard=self.env.notes is not None):
             answers = self.stage.compute(rows, self.context)
         self.calls += 1

@@ -12,8 +12,10 @@ from typing import Any
 
 from pipeline import models
 from pipeline.blobs import BlobWriter
+from pipeline.budget import Runs
 from pipeline.chain import Chain, Node
 from pipeline.errors import Budget
+from pipeline.retry import Retry
 from pipeline.stage import Context, Stage
 from pipeline.store import Store
 
@@ -42,7 +44,8 @@ class Environment:
 
     chain: Chain
     store: Store
-    retry: dict[str, frozenset[str]] = field(default_factory=dict)
+    retry: Retry = field(default_factory=Retry)
+    recent: dict[str, Runs] = field(default_factory=dict)  # stage -> outcomes of the run's last rows, as of this task's start
     isolation: Isolation | None = None
     notes: Path | None = None
     workers: int = 1

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -123,6 +123,12 @@ class Progress:
         rows = sum(view.rows for view in schedule.views)
         self._tell(f"{rows:,} rows in {parts:,} part{'' if parts == 1 else 's'}, {len(self.stages)} stage{'' if len(self.stages) == 1 else 's'}")
         self._tell_json("schedule", rows=rows, parts=parts, stages=list(self.stages))
+
+    def _on_retry(self, retry: Any) -> None:
+        for stage, parts in sorted(Counter(stage for stage, _ in retry.parts).items()):
+            told = f"{stage}: the rate of failures rose in an earlier run; those that may pass, in {parts:,} part{'' if parts == 1 else 's'}, are tried once more"
+            self._tell(told, always=True)
+            self._tell_json("retry", stage=stage, parts=parts)
 
     def _on_executor(self, name: str) -> None:
         self.executor = name

@@ -19,10 +19,11 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, RayActorError, RayErr
 from pipeline import models, registry
 from pipeline.chain import Chain, InputFacts
 from pipeline.environment import Environment
-from pipeline.errors import Fatal, RecipeError, as_fatal
+from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.executor import Crash, Done
 from pipeline.groups import Group, GroupTask, make_groups, run_group
 from pipeline.recipe import build_recipe
+from pipeline.retry import Retry
 from pipeline.run_view import RunView
 from pipeline.store import Store
 
@@ -39,7 +40,7 @@ class WorkerSpec:
     recipe: dict[str, Any]
     facts: InputFacts
     plugins: list[str]
-    retry: dict[str, frozenset[str]]
+    retry: Retry
     workers: int
     actors: dict[str, list[str]] = field(default_factory=dict)  # model -> names of its actors
 
@@ -71,6 +72,8 @@ def _work(spec: WorkerSpec, task: GroupTask) -> Done:
     env.notes.parent.mkdir(exist_ok=True)
     try:
         return Done(task, run_group(env, groups[task.group], task))
+    except BudgetExceeded as error:
+        return Done(task, error=error)
     except (Fatal, RecipeError) as error:
         return Done(task, error=Fatal(str(error)))
     except OSError as error:
@@ -150,7 +153,7 @@ class RayExecutor:
 
     name = "ray"
 
-    def __init__(self, chain: Chain, store: Store, groups: list[Group], workers: int, address: str | None, retry: dict[str, frozenset[str]]):
+    def __init__(self, chain: Chain, store: Store, groups: list[Group], workers: int, address: str | None, retry: Retry):
         self.chain = chain
         self.parts: list[int] = []
         start_ray(workers, address)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -62,7 +62,11 @@ ColumnType: TypeAlias = pa.DataType | Vector
 
 @dataclass
 class Context:
-    """What a stage may use while it computes one part."""
+    """What a stage may use while it computes one part.
+
+    report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
+    a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
+    """
 
     stage: str
     part: int
@@ -71,6 +75,7 @@ class Context:
     blobs: BlobWriter | None = None
     model: ModelHandle | None = None
     scratch: Path | None = None
+    report: Callable[[int, Values | Failure], None] = lambda place, outcome: None
 
 
 class Stage:

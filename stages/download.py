@@ -54,7 +54,12 @@ class Download(StoringStage):
             user_agent=self.params.user_agent, allow_private=self.params.allow_private,
             refuse_opted_out=self.params.honor_opt_out,
         )  # fmt: skip
-        asyncio.run(fetch_all([row["url"] for row in rows], options, collector.handle))
+
+        async def handle(fetched: Fetched) -> None:
+            await collector.handle(fetched)
+            ctx.report(fetched.row, collector.found[fetched.row] or {})  # a broken network must stop the run before the part's end
+
+        asyncio.run(fetch_all([row["url"] for row in rows], options, handle))
         return collector.results()
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:

@@ -237,7 +237,7 @@ def test_budget_ends_with_code_1_and_the_cause(recipe, tmp_path):
     book = tmp_path / "book.json"
     book.write_text(json.dumps({f"u{i}": "dns" for i in range(300)}))
     options = ["--set", f"flaky.book={book}", "--set", "budgets.flaky.min_rows=20"]
-    assert_wrong(run_toy(recipe, tmp_path / "run", *options), "flaky", "100% of the last", "dns", "Check the resolver", code=1)
+    assert_wrong(run_toy(recipe, tmp_path / "run", *options), "flaky: 100% of the first 20 rows failed, all dns", "check the resolver", code=1)
 
 
 def test_folder_in_use(recipe, tmp_path):
