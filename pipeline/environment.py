@@ -49,6 +49,7 @@ class Environment:
     isolation: Isolation | None = None
     notes: Path | None = None
     workers: int = 1
+    nodes: int = 1
     model_for: Callable[[str], Any] | None = None
     _ready: set[int] = field(default_factory=set)
 
@@ -65,7 +66,7 @@ class Environment:
     def context(self, node: Node, part: int) -> Context:
         """Context of a stage for one part; calls the stage's `setup` the first time in this process."""
         stage = self.stage(node)
-        context = Context(node.name, part, self.chain.recipe.seed, self.workers)
+        context = Context(node.name, part, self.chain.recipe.seed, self.workers, self.store.token, self.nodes)
         if stage.writes_blobs:
             context.blobs = BlobWriter(self.store.blobs(node.name), part, self.store.guard)
         if stage.uses_model and stage.model_name:

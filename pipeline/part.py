@@ -90,6 +90,9 @@ def needed_rows(node: Node, view: PartView, retry: frozenset[str] = frozenset())
         outcome = view.outcome(node)
         stored = view.column(Ref(node.index, "input_digest")).to_numpy()
         valid = (outcome != Outcome.ABSENT) & (stored == digests)
+        outdated = node.stage.outdated(lambda name: view.column(Ref(node.index, name))) if node.stage is not None else None
+        if outdated is not None:
+            valid &= ~outdated
         if retry:
             codes = np.array(view.column(Ref(node.index, "failure")).to_pylist(), object)
             valid &= ~((outcome == Outcome.FAILED) & np.isin(codes, list(retry)))

@@ -42,6 +42,7 @@ class WorkerSpec:
     plugins: list[str]
     retry: Retry
     workers: int
+    nodes: int = 1
     actors: dict[str, list[str]] = field(default_factory=dict)  # model -> names of its actors
 
 
@@ -55,7 +56,7 @@ def _in_worker(spec: WorkerSpec) -> tuple[Environment, list[Group]]:
         for plugin in spec.plugins:
             registry.import_file(plugin)
         chain = Chain(build_recipe(spec.recipe), spec.facts)
-        env = Environment(chain, Store(spec.root, spec.token), spec.retry, workers=spec.workers)
+        env = Environment(chain, Store(spec.root, spec.token), spec.retry, workers=spec.workers, nodes=spec.nodes)
         env.model_for = lambda name: RayModel(spec.actors[name]) if name in spec.actors else models.local_model(chain.recipe.models[name])
         _environment = (spec.token, env, make_groups(chain))
     return _environment[1], _environment[2]
@@ -161,7 +162,8 @@ class RayExecutor:
         self.capacity = self.workers + max(1, self.workers // 4)  # one more than runs, so that no worker waits for the driver
         self._actors: list[Any] = []
         actors = {name: self._start_actors(name, spec, store.token) for name, spec in chain.recipe.models.items() if needs_actor(spec)}
-        self.spec = WorkerSpec(store.token, str(store.root.resolve()), chain.recipe.resolved, chain.facts, registry.imported_files, retry, self.workers, actors)
+        recipe, plugins = chain.recipe.resolved, registry.imported_files
+        self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
         self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
 
@@ -218,6 +220,11 @@ class RayExecutor:
             except RayActorError:
                 continue
         ray.shutdown()
+
+
+def live_nodes() -> int:
+    """Machines of the cluster that can run tasks."""
+    return max(1, sum(bool(node["Alive"]) and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
 
 
 def needs_actor(spec: dict[str, Any]) -> bool:

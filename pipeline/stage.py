@@ -15,6 +15,7 @@ from schemas.outcome import Drop, Failure
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
 
     from pipeline.blobs import BlobWriter
     from pipeline.models import ModelHandle
@@ -64,6 +65,7 @@ ColumnType: TypeAlias = pa.DataType | Vector
 class Context:
     """What a stage may use while it computes one part.
 
+    `run`: name of the run, shared by its processes ('' outside of one); `workers` processes of the run on `nodes` machines.
     report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
     a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
     """
@@ -72,6 +74,8 @@ class Context:
     part: int
     seed: int = 0
     workers: int = 1
+    run: str = ""
+    nodes: int = 1
     blobs: BlobWriter | None = None
     model: ModelHandle | None = None
     scratch: Path | None = None
@@ -132,6 +136,11 @@ class Stage:
     def finish(self, rows: Sequence[Row], answer: Any, ctx: Context) -> list[Values | Failure]:
         """Model stages, second half: the model's answer as values, one per row."""
         raise NotImplementedError(f"{self.name} has no finish")
+
+    def outdated(self, column: Callable[[str], pa.Array]) -> np.ndarray | None:
+        """Rows whose stored values, valid otherwise, do not serve the present parameters of `decide`: they are computed
+        again (bool [N]). `column` gives a column of `writes` as stored. None: no row is."""
+        return None
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         """Judge one row from its stored values (`writes` and `reads_decide`); pure. None keeps it."""

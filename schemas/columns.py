@@ -19,8 +19,8 @@ class Column:
     meaning: str
 
 
-# Where bytes lie. They change when a retry writes another tar or the input is moved, and so stand outside every digest.
-LOCATION_COLUMNS = frozenset({"tar", "offset", "size", "source_file", "source_offset", "source_size"})
+# Where bytes lie, and when they came. They change when a retry writes another tar or the input is moved: outside every digest.
+LOCATION_COLUMNS = frozenset({"tar", "offset", "size", "source_file", "source_offset", "source_size", "checked_at"})
 
 CORE: tuple[Column, ...] = (
     Column("sample_id", SAMPLE_ID, "source", "128 bits of SHA-256 over source name, URL or path, and text; shown as hex"),
@@ -42,6 +42,9 @@ CORE: tuple[Column, ...] = (
     Column("n_words", pa.int32(), "text_rules", "words of the text"),
     Column("http_status", pa.int16(), "download", "status of the last response"),
     Column("content_type", pa.string(), "download", "Content-Type of the last response"),
+    Column("opted_out", pa.string(), "download", "X-Robots-Tag values that opt out, null where none does"),
+    Column("robots", pa.string(), "download", "'allowed' or why robots.txt refuses; null where it was not asked"),
+    Column("checked_at", pa.timestamp("s", "UTC"), "download", "when the server's headers or robots.txt were seen"),
     Column("raw_sha256", pa.binary(32), "download", "SHA-256 of the bytes as fetched"),
     Column("n_bytes", pa.int64(), "download", "bytes as fetched"),
     Column("image_sha256", pa.binary(32), "download", "SHA-256 of the bytes as stored (equal to raw_sha256 when kept)"),

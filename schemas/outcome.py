@@ -77,6 +77,7 @@ class FailureCode(StrEnum):
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
     RATE_LIMITED = "rate_limited"
+    BAD_RESPONSE = "bad_response"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     SHORT_BODY = "short_body"
     EMPTY_BODY = "empty_body"

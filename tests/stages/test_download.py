@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def test_values_of_an_image_that_is_kept(tmp_path: Path, web: Any, jpeg: Callabl
     assert {name: values[name] for name in values if name not in ("tar", "offset")} == {
         "http_status": 200, "content_type": "image/jpeg", "raw_sha256": digest, "n_bytes": len(data), "image_sha256": digest,
         "size": len(data), "width": 300, "height": 200, "original_width": 300, "original_height": 200, "format": "jpg",
-        "opted_out": None,
+        "opted_out": None, "robots": None, "checked_at": values["checked_at"],
     }  # fmt: skip
+    assert abs(values["checked_at"] - time.time()) < 10
 
 
 def test_values_of_an_image_that_is_changed(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
@@ -126,7 +128,7 @@ def test_check_header_lets_damage_pass_that_decode_finds(tmp_path: Path, web: An
 
 
 def judge(width: int, height: int, **params: Any) -> str | None:
-    row = {"opted_out": None, "original_width": width, "original_height": height}
+    row = {"opted_out": None, "robots": None, "original_width": width, "original_height": height}
     drop = Download(Download.Params(**params)).decide(row, {})
     return None if drop is None else drop.reason
 
