@@ -35,6 +35,7 @@ from pipeline.console import command_line, print_json, results, say
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
+from pipeline.storage import place_of
 
 app = typer.Typer(
     name="pairmill",
@@ -53,7 +54,7 @@ def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float 
 @answers
 def run(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory; the same command goes on with what is committed there.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Run directory or s3://BUCKET/FOLDER; the same command goes on with what is committed.")],
     sets: Sets = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -98,7 +99,7 @@ def run(
     return 0
 
 
-def _interrupted(out: Path) -> int:
+def _interrupted(out: str) -> int:
     """Say what stays and how to go on."""
     from pipeline.run import open_run
     from pipeline.store import VERDICTS
@@ -119,7 +120,7 @@ def _interrupted(out: Path) -> int:
 @answers
 def plan(
     recipe: RecipeName,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
     sets: Sets = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -224,7 +225,8 @@ def verify(
     Example:
       pairmill verify RUN
     """
-    folder = out if (out / "manifest.json").is_file() else out / "dataset"
+    root = place_of(out)
+    folder = root if (root / "manifest.json").is_file() else root / "dataset"
     if not (folder / "manifest.json").is_file():
         raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
     # The checks know shards and images and stand among the stages, which this package must not import.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -19,7 +18,7 @@ EXIT_FAILED = 1
 EXIT_WRONG = 2
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a built-in recipe, or path of a .yaml file.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Run directory (the --out of `pairmill run`).")]
+RunFolder = Annotated[str, typer.Argument(metavar="OUT", help="Run directory or s3:// address (the --out of `pairmill run`).")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a value of the recipe; may be repeated.")]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
 Sample = Annotated[float | None, typer.Option("--sample", metavar="F", help="Only this fraction of the rows, drawn by the recipe's seed.")]

@@ -115,6 +115,10 @@ class Progress:
         self.note = f"reading the input: {rows:,} rows"
         self._tell_json("input", rows=rows)
 
+    def _on_warning(self, text: str) -> None:
+        self._tell(f"warning: {text}", always=True)
+        self._tell_json("warning", text=text)
+
     def _on_schedule(self, schedule: Any) -> None:
         parts = len(schedule.views)
         self.stages = {node.name: StageProgress(node.name, parts) for node in schedule.chain.nodes[1:]}
