@@ -36,6 +36,7 @@ from pipeline.console import command_line, print_json, results, say
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
+from pipeline.storage import place_of
 
 app = typer.Typer(
     name="pairmill",
@@ -54,7 +55,7 @@ def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float 
 @answers
 def run(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory; the same command goes on with what is committed there.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Run directory or s3://BUCKET/FOLDER; the same command goes on with what is committed.")],
     sets: Sets = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -93,7 +94,7 @@ def run(
 @answers
 def plan(
     recipe: RecipeName,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
     sets: Sets = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -202,7 +203,8 @@ def verify(
     Example:
       pairmill verify RUN
     """
-    folder = out if (out / "manifest.json").is_file() else out / "dataset"
+    root = place_of(out)
+    folder = root if (root / "manifest.json").is_file() else root / "dataset"
     if not (folder / "manifest.json").is_file():
         raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
     # The checks know shards and images and stand among the stages, which this package must not import.

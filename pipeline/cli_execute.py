@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pipeline.chain import InputFacts
@@ -16,7 +15,7 @@ from pipeline.store import VALUES, VERDICTS
 
 
 def execute(
-    recipe: Recipe, out: Path, options: RunOptions, progress: str, interval: float, facts: InputFacts | None = None
+    recipe: Recipe, out: str, options: RunOptions, progress: str, interval: float, facts: InputFacts | None = None
 ) -> RunResult | None:
     """Run with progress on standard error. None where a signal stopped it: how to go on has then been said."""
     from pipeline.progress import Progress
@@ -42,7 +41,7 @@ def print_result(result: RunResult, json: bool, more: dict[str, Any] | None = No
         results().print(f"\ndataset: {found['dataset'] or 'none written (no job of this recipe writes one)'}", soft_wrap=True)
 
 
-def say_next(result: RunResult, out: Path) -> None:
+def say_next(result: RunResult, out: str) -> None:
     """How long it took, and what a further run would try once more."""
     view = result.view
     record = view.store.read_run()
@@ -65,7 +64,7 @@ def _per_stage(result: RunResult, again: Retry) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _say_interrupted(out: Path) -> None:
+def _say_interrupted(out: str) -> None:
     """Say what stays and how to go on."""
     try:
         view = open_run(out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -20,7 +19,7 @@ EXIT_FAILED = 1
 EXIT_WRONG = 2
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a built-in recipe, or path of a .yaml file.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Run directory (the --out of `pairmill run`).")]
+RunFolder = Annotated[str, typer.Argument(metavar="OUT", help="Run directory or s3:// address (the --out of `pairmill run`).")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a value of the recipe; may be repeated.")]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
 Sample = Annotated[float | None, typer.Option("--sample", metavar="F", help="Only this fraction of the rows, drawn by the recipe's seed.")]
@@ -63,7 +62,7 @@ def answers(command: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-def _say_what_follows(error: BudgetExceeded, out: Path | None) -> None:
+def _say_what_follows(error: BudgetExceeded, out: str | None) -> None:
     """After a stop by a budget: how to go on, and what becomes of rows that failed so and are committed."""
     again = "it tries once more what failed while the rate rose" if error.code in PASSING else ""
     say(f"then go on with the same command{f'; {again}' if again else ''}:")

@@ -122,7 +122,7 @@ def _with_value(view: Any, stages: Any) -> dict[str, int]:
     return found
 
 
-def _print_wanted(told: dict[str, dict[str, int]], out: Path, stage: str | None, codes: frozenset[str]) -> None:
+def _print_wanted(told: dict[str, dict[str, int]], out: str, stage: str | None, codes: frozenset[str]) -> None:
     for name, counts in told.items():
         total = sum(counts.values())
         named = ", ".join(f"{rows:,} {code}" for code, rows in counts.items())
@@ -135,7 +135,7 @@ def _print_wanted(told: dict[str, dict[str, int]], out: Path, stage: str | None,
         results().print(f"nothing to try again: no row failed{place} with {shown}; what there is: pairmill failures {out}", soft_wrap=True)
 
 
-def _same_recipe(out: Path, sets: list[str]) -> Any:
+def _same_recipe(out: str, sets: list[str]) -> Any:
     """The recipe of the last run, with values that change speed and patience only. Raises RecipeError for any other."""
     from pipeline.chain import Chain
     from pipeline.recipe import apply_overrides, build_recipe

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import tempfile
 from dataclasses import dataclass
 
+from pipeline.disk import full_disk_message
+from pipeline.secrets import mask
 from schemas.outcome import Failure, FailureCode, cap_detail
 
 
-class Fatal(Exception):
+class _Told(Exception):
+    """An error whose text people read: secrets in it are masked."""
+
+    def __init__(self, text: object = ""):
+        super().__init__(mask(str(text)))
+
+
+class Fatal(_Told):
     """Stops the run: nothing about one row, and trying further rows would fail the same way. Exit code 1."""
 
 
-class RecipeError(Exception):
+class RecipeError(_Told):
     """The recipe, an option or the input is wrong; the user must change it. Exit code 2."""
 
 
@@ -52,8 +62,9 @@ def as_fatal(error: BaseException, where: str) -> Fatal:
     """Wrap a fatal exception with the place it happened; a full disk is named as such."""
     if isinstance(error, Fatal):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Fatal(f"{where}: disk full while writing {error.filename or 'a file'}: make space, then run the same command again")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = full_disk_message(str(error.filename or tempfile.gettempdir()))
+        return Fatal(full if where in full else f"{where}: {full}")
     return Fatal(f"{where}: {type(error).__name__}: {error}")
 
 
@@ -63,7 +74,7 @@ def failure_of(error: BaseException) -> Failure:
         code: str = FailureCode.TIMEOUT
     else:
         code = FailureCode.STAGE_ERROR
-    return Failure(code, cap_detail(f"{type(error).__name__}: {error}"))
+    return Failure(code, cap_detail(mask(f"{type(error).__name__}: {error}")))
 
 
 @dataclass(frozen=True)

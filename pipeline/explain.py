@@ -17,9 +17,11 @@ from rich.text import Text
 from pipeline.chain import Node, Ref
 from pipeline.console import print_fact
 from pipeline.errors import RecipeError
+from pipeline.files import parquet_source, read_metadata
 from pipeline.run import open_run
 from pipeline.run_view import RunView
 from pipeline.stage import Vector
+from pipeline.storage import Place
 from pipeline.store import BOOKKEEPING, RESOLVED, VALUES, VERDICTS
 from pipeline.view import PartView
 from schemas.outcome import Outcome, Status
@@ -154,12 +156,13 @@ def _plain(value: Any) -> Any:
 def _in_dataset(run: RunView, key: str) -> list[dict[str, Any]]:
     """Where the dataset's indexes have a sample (of equal rows: all of them): shard (tar), offset and size."""
     found = []
-    for path in sorted(run.dataset.glob("shards/*.parquet")):
-        names = pq.read_schema(path).names
+    paths: list[Place] = sorted(run.dataset.glob("shards/*.parquet"))  # type: ignore[type-var]
+    for path in paths:
+        names = read_metadata(path).schema.to_arrow_schema().names
         if {"key", "offset"} <= set(names):  # the embeddings beside an index have no place
             columns = [name for name in ("key", "tar", "offset", "size") if name in names]
-            lines = pq.read_table(path, columns=columns, filters=pc.starts_with(pc.field("key"), key)).to_pylist()
-            found += [{"file": str(path.relative_to(run.root)), "tar": path.with_suffix(".tar").name, **line} for line in lines]
+            lines = pq.read_table(parquet_source(path), columns=columns, filters=pc.starts_with(pc.field("key"), key)).to_pylist()
+            found += [{"file": f"dataset/shards/{path.name}", "tar": path.with_suffix(".tar").name, **line} for line in lines]
     return found
 
 

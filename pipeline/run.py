@@ -9,20 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.chain import Chain, InputFacts
 from pipeline.cut import cut_input
 from pipeline.environment import Environment, code_version
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError
 from pipeline.executor import Executor, LocalExecutor
-from pipeline.files import remove_temporaries
+from pipeline.files import read_metadata, remove_temporaries
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
+from pipeline.storage import place_of
 from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
 from schemas.record import RunRecord
 from schemas.sample import SOURCE_COLUMNS
@@ -61,13 +60,15 @@ def run(
     """
     options = options or RunOptions()
     started = time.perf_counter()
-    root = Path(out)
+    root = place_of(out)
     check_options(options)
     chain = Chain(recipe, facts)
     lock = RunLock(root)
     store = Store(root, lock.token)
     check_directory(store, chain)
     lock.acquire()
+    if lock.warning:
+        notify("warning", lock.warning)
     try:
         remove_temporaries(root)
         parts = _cut(chain, store, notify)
@@ -214,7 +215,7 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
     if record is None:
         raise RecipeError(f"{out}: no run here (run.json is missing); start one with `pairmill run RECIPE --out {out}`")
     try:
-        schema = pq.read_schema(store.path(VALUES, "source", 0))
+        schema = read_metadata(store.path(VALUES, "source", 0)).schema.to_arrow_schema()
     except FileNotFoundError as error:
         raise RecipeError(f"{error.filename}: is missing, though run.json names {len(record.parts)} parts; start again in a new folder") from error
     carried = {field.name: field.type for field in schema if field.name not in (*BOOKKEEPING, *SOURCE_COLUMNS)}

@@ -13,7 +13,7 @@ from pipeline.lock import read_owner
 from pipeline.part import is_done
 from pipeline.run import open_run
 from pipeline.run_view import RunView
-from pipeline.store import VALUES, VERDICTS
+from pipeline.store import RESOLVED, VALUES, VERDICTS
 from pipeline.summary import account, print_account
 
 
@@ -52,6 +52,11 @@ def status_of(out: str | Path) -> dict[str, Any]:
 def _current(view: RunView) -> list[bool]:
     """Per part: every stage is up to date with what is committed before it."""
     views = [view.view(part) for part in range(len(view.parts))]
+    found = view.store.records([(RESOLVED, node.name, part.part) for part in views for node in view.chain.nodes]) | view.records()
+    for part in views:
+        for node in view.chain.nodes:
+            for kind in (VALUES, VERDICTS, RESOLVED):
+                part.know_record(kind, node, found.get((kind, node.name, part.part)))
     return [all(is_done(node, part) for node in view.chain.nodes[1:]) for part in views]
 
 

@@ -192,3 +192,17 @@ class Fetch(Stage):
 
     def decide(self, row, resolved):
         return Drop("too_long", str(row["n_bytes"])) if row["n_bytes"] > self.params.max_bytes else None
+
+
+class DigestImage(Stage):
+    """SHA-256 of the stored image as it is read back; raises where it is another than was stored."""
+
+    name = "digest_image"
+    reads = ("image", "image_sha256")
+    writes = {"read_sha256": pa.binary(32)}
+    batch_size = 16
+
+    def compute(self, rows, ctx):
+        digests = [hashlib.sha256(row["image"].read()).digest() for row in rows]
+        assert digests == [row["image_sha256"] for row in rows]
+        return [{"read_sha256": digest} for digest in digests]
