@@ -126,7 +126,8 @@ class Progress:
 
     def _on_retry(self, retry: Any) -> None:
         for stage, parts in sorted(Counter(stage for stage, _ in retry.parts).items()):
-            told = f"{stage}: the rate of failures rose in an earlier run; those that may pass, in {parts:,} part{'' if parts == 1 else 's'}, are tried once more"
+            place = f"{parts:,} part{'' if parts == 1 else 's'}"
+            told = f"{stage}: the rate of failures rose in an earlier run; those that may pass, in {place}, are tried once more"
             self._tell(told, always=True)
             self._tell_json("retry", stage=stage, parts=parts)
 
