@@ -12,8 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
-from tests.stages.conftest import Web, jpeg_bytes
-
+from tests.stages.conftest import Web
 
 BUDGET = {"window": 200, "min_rows": 50}  # a tenth and a quarter of the defaults, for inputs of some hundred rows
 
