@@ -88,8 +88,9 @@ class BudgetWindow:
             self._stop(code, f"{self.identical:,} rows in a row failed alike, with {code} ({detail[:200]})", "max_identical")
         if self.seen >= budget.min_rows and self.share > budget.max_share:
             failed = {code: rows for code, rows in self.codes.items() if code and rows}
-            worst, number = max(failed.items(), key=lambda item: item[1])
-            every = f"all {worst}" if len(failed) == 1 else f"{number / sum(failed.values()):.0%} of them {worst}"
+            worst, *others = sorted(failed, key=lambda code: -failed[code])
+            total = sum(failed.values())
+            every = ", ".join(f"{failed[code] / total:.0%} of them {code}" for code in [worst, *others[:2]]) if others else f"all {worst}"
             example = f" (such as: {self.details[worst][:200]})" if self.details.get(worst) else ""
             self._stop(worst, f"{self.share:.0%} of the {'last' if self.slid else 'first'} {self.seen:,} rows failed, {every}{example}")
 

@@ -168,7 +168,6 @@ def doctor(
     sets: Sets = None,
     online: Annotated[str | None, typer.Option("--online", metavar="URL", help="Also fetch this URL, with its certificate checked.")] = None,
     address: Address = None,
-    workers: Workers = None,
     imports: Imports = None,
     json: Json = False,
     debug: Debug = False,
@@ -184,7 +183,7 @@ def doctor(
     """
     from pipeline.doctor import PROBLEM, examine, print_checks
 
-    checks = examine(recipe, list(sets or []), out, online, address, workers)
+    checks = examine(recipe, list(sets or []), out, online, address)
     print_json([vars(check) for check in checks]) if json else print_checks(checks, results())
     problems = sum(check.state == PROBLEM for check in checks)
     if problems:

@@ -115,10 +115,6 @@ class Progress:
         self.note = f"reading the input: {rows:,} rows"
         self._tell_json("input", rows=rows)
 
-    def _on_warning(self, text: str) -> None:
-        self._tell(f"warning: {text}", always=True)
-        self._tell_json("warning", text=text)
-
     def _on_schedule(self, schedule: Any) -> None:
         parts = len(schedule.views)
         self.stages = {node.name: StageProgress(node.name, parts) for node in schedule.chain.nodes[1:]}
@@ -130,8 +126,8 @@ class Progress:
 
     def _on_retry(self, retry: Any) -> None:
         for stage, parts in sorted(Counter(stage for stage, _ in retry.parts).items()):
-            where = f"{parts:,} part{'' if parts == 1 else 's'}"
-            told = f"{stage}: the rate of failures rose in an earlier run; those that may pass, in {where}, are tried once more"
+            place = f"{parts:,} part{'' if parts == 1 else 's'}"
+            told = f"{stage}: the rate of failures rose in an earlier run; those that may pass, in {place}, are tried once more"
             self._tell(told, always=True)
             self._tell_json("retry", stage=stage, parts=parts)
 

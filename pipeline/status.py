@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.console import duration, plain_table
 from pipeline.lock import read_owner
@@ -43,6 +45,7 @@ def status_of(out: str | Path) -> dict[str, Any]:
         "stages": stages,
         "state": "finished" if finished else "unfinished",
         "dataset": str(view.dataset) if (view.dataset / "manifest.json").is_file() else None,
+        "stopped": None if finished else _last_stop(view),
     }
     if all(line["judged"] == parts for line in stages):
         found["account"] = account(view)
@@ -58,6 +61,12 @@ def _current(view: RunView) -> list[bool]:
             for kind in (VALUES, VERDICTS, RESOLVED):
                 part.know_record(kind, node, found.get((kind, node.name, part.part)))
     return [all(is_done(node, part) for node in view.chain.nodes[1:]) for part in views]
+
+
+def _last_stop(view: RunView) -> dict[str, Any] | None:
+    """The last time a failure budget stopped this run."""
+    record = view.store.read_run()
+    return record.stops[-1] if record is not None and record.stops else None
 
 
 def _owner(view: RunView) -> dict[str, Any] | None:
@@ -77,6 +86,10 @@ def print_status(found: dict[str, Any], console: Console) -> None:
         console.print("finished: every stage of every part is committed and up to date")
     else:
         console.print(f"not running; {found['parts_finished']:,} of {found['parts']:,} parts are through; run the same command again to go on")
+    stopped = found["stopped"]
+    if stopped and not working:
+        when = datetime.fromtimestamp(stopped["at"]).astimezone().isoformat(" ", "seconds")
+        console.print(Text(f"stopped by the failure budget of {stopped['stage']} ({when}): {stopped['why']}"))
     console.print(f"dataset: {found['dataset'] or 'not written (no manifest.json)'}\n")
     numbers = ("parts", "in", "kept", "dropped", "failed")
     table = plain_table("stage", *numbers, right=numbers)
