@@ -1,15 +1,17 @@
-"""Reading images that are at hand: whole files, or ranges of larger ones such as tars, on disk or through fsspec."""
+"""Reading images that are at hand: whole files, ranges of tars, cells of Parquet files, on disk or through fsspec."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import Fatal
 from schemas.outcome import Failure, FailureCode, cap_detail
@@ -24,7 +26,9 @@ Found = list[tuple[int, bytes | Failure]]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row's image lies. No offset: it is the whole file. In a compressed file the offset is that of the plain bytes."""
+    """Where a row's image lies. No offset: it is the whole file. In a compressed file the offset is that of the plain bytes;
+    in a Parquet file it is the number of the row, and the image stands in the one binary column.
+    """
 
     row: int
     file: str
@@ -39,6 +43,15 @@ def is_local(path: str) -> bool:
 def compression_of(path: str) -> str | None:
     """Compression of a file by its name, as pyarrow calls it."""
     return next((kind for suffix, kind in COMPRESSIONS.items() if path.lower().endswith(suffix)), None)
+
+
+def _in_order_only(path: str) -> bool:
+    """Files that are read through from their start, so that all places in one are one task."""
+    return compression_of(path) is not None or is_parquet(path)
+
+
+def is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
 
 
 def plan_reads(places: Sequence[Place]) -> list[list[Place]]:
@@ -56,7 +69,7 @@ def _joins(task: list[Place], place: Place) -> bool:
     first, last = task[0], task[-1]
     if last.file != place.file or first.offset is None or last.offset is None or place.offset is None:
         return False
-    if compression_of(place.file):
+    if _in_order_only(place.file):
         return True
     return place.offset - (last.offset + (last.size or 0)) <= GAP_BYTES and place.offset + (place.size or 0) - first.offset <= READ_BYTES
 
@@ -91,6 +104,8 @@ def _read(path: str, places: list[Place], max_bytes: int) -> Iterator[Found]:
         return
     if places[0].offset is None:
         yield [(places[0].row, _whole_file(path, max_bytes))]
+    elif is_parquet(path):
+        yield from _from_parquet(path, places, max_bytes)
     elif compression_of(path):
         yield from _from_stream(path, places)
     else:
@@ -140,6 +155,26 @@ def _from_stream(path: str, places: list[Place]) -> Iterator[Found]:
             data = stream.read(size) if at == offset else b""
             at += len(data)
             yield [(place.row, _cut(data, place, 0))]
+
+
+def _from_parquet(path: str, places: list[Place], max_bytes: int) -> Iterator[Found]:
+    """Cells of the binary column; of a remote file only the row groups that hold some are read."""
+    with fsspec.open(path, "rb") as opened, pq.ParquetFile(opened) as file:
+        column = next((field.name for field in file.schema_arrow if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)), None)
+        if column is None:
+            raise pa.ArrowInvalid("no binary column")
+        waiting, start = deque(places), 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            if waiting and (waiting[0].offset or 0) < end:
+                cells = file.read_row_group(group, columns=[column], use_threads=False)[column]
+                while waiting and (waiting[0].offset or 0) < end:
+                    place = waiting.popleft()
+                    data = cells[(place.offset or 0) - start].as_py() or b""
+                    yield [(place.row, _size_failure(len(data), max_bytes) or data)]
+            start = end
+        if waiting:
+            raise pa.ArrowInvalid(f"{start} rows, and row {waiting[0].offset} was wanted")
 
 
 def _cut(data: bytes, place: Place, start: int) -> bytes | Failure:

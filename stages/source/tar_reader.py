@@ -46,11 +46,13 @@ class _Headers:
     def __init__(self, file: Any):
         self.file = file
         self.last = b""
+        self.ended = False  # a read came back short
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"an extended header of {size} bytes")
         self.last = self.file.read(size)
+        self.ended = len(self.last) < size
         return self.last
 
     def seek(self, offset: int) -> int:
@@ -123,7 +125,7 @@ def _members(file: Any, size: int | None, wanted: Callable[[str], int]) -> Itera
             before = None
     except TAR_ERRORS as error:
         reached = file.tell() if size is None else size
-        problem = f"breaks at byte {min(reached, tar.offset if tar else 0)}: {error}"
+        problem = f"breaks at byte {min(reached, file.tell() if headers.ended else tar.offset if tar else 0)}: {error}"
         if isinstance(before, Member) and before.offset + before.size <= reached:
             yield before
             before = None
