@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pipeline import models
@@ -15,6 +14,7 @@ from pipeline.blobs import BlobWriter
 from pipeline.chain import Chain, Node
 from pipeline.errors import Budget
 from pipeline.stage import Context, Stage
+from pipeline.storage import Place
 from pipeline.store import Store
 
 
@@ -44,7 +44,7 @@ class Environment:
     store: Store
     retry: dict[str, frozenset[str]] = field(default_factory=dict)
     isolation: Isolation | None = None
-    notes: Path | None = None
+    notes: Place | None = None
     workers: int = 1
     model_for: Callable[[str], Any] | None = None
     _ready: set[int] = field(default_factory=set)

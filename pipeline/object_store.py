@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,15 @@ def upload(bucket: str, key: str, pieces: Iterator[bytes | memoryview], guard: C
 
     def guarded() -> Iterator[bytes | memoryview]:
         yield from pieces
-        guard()
+        _guards().submit(guard).result()  # in a thread of its own: a guard asks the store, and this one drives the upload
 
     with _told(bucket, key):
         obstore.put(store(bucket), key, guarded(), chunk_size=PART_BYTES, max_concurrency=_UPLOADS)
+
+
+@functools.cache
+def _guards() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="pairmill-guard")
 
 
 def pieces_of(data: memoryview) -> Iterator[memoryview]:
