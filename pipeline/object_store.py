@@ -134,6 +134,13 @@ def listed(bucket: str, folder: str, beginning: str = "") -> Iterator[tuple[str,
                 yield entry["path"], entry["size"]
 
 
+def level(bucket: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Folders and (key, size) of the objects directly under a folder."""
+    with _told(bucket, folder):
+        found = obstore.list_with_delimiter(store(bucket), prefix=folder or None)
+        return list(found["common_prefixes"]), [(entry["path"], entry["size"]) for entry in found["objects"]]
+
+
 def put(bucket: str, key: str, data: bytes | memoryview) -> None:
     """Replace an object by one put."""
     with _told(bucket, key):
