@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pipeline import models
@@ -17,6 +16,7 @@ from pipeline.chain import Chain, Node
 from pipeline.errors import Budget
 from pipeline.retry import Retry
 from pipeline.stage import Context, Stage
+from pipeline.storage import Place
 from pipeline.store import Store
 
 
@@ -47,7 +47,7 @@ class Environment:
     retry: Retry = field(default_factory=Retry)
     recent: dict[str, Runs] = field(default_factory=dict)  # stage -> outcomes of the run's last rows, as of this task's start
     isolation: Isolation | None = None
-    notes: Path | None = None
+    notes: Place | None = None
     workers: int = 1
     nodes: int = 1
     model_for: Callable[[str], Any] | None = None

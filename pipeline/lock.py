@@ -71,6 +71,10 @@ class Lease(Protocol):
         """Who holds it; None where nobody does, or where it is just being written."""
         ...
 
+    def lives(self, owner: Owner) -> bool:
+        """Whether the run that holds the lock is still at work."""
+        ...
+
     def take_over(self, seen: Owner | None, content: bytes) -> None:
         """Replace the lock of a dead owner, unless it is no longer `seen`'s. `owner` tells afterwards who has won."""
         ...
@@ -106,7 +110,7 @@ class RunLock:
             if not self.lease.create(self._content()):
                 owner = self.lease.owner()
                 if owner is None or owner.token != self.token:
-                    if owner is not None and owner.alive:
+                    if owner is not None and self.lease.lives(owner):
                         raise Fatal(self._refusal(owner))
                     self.lease.take_over(owner, self._content())
             if self._held():
@@ -171,6 +175,9 @@ class FileLease:
 
     def owner(self) -> Owner | None:
         return read_owner(self.path)
+
+    def lives(self, owner: Owner) -> bool:
+        return owner.alive
 
     def take_over(self, seen: Owner | None, content: bytes) -> None:
         """Of several that try, the last rename wins and the others see it."""

@@ -66,13 +66,14 @@ class ObjectLease:
             return None
         return parse_owner(data)
 
+    def lives(self, owner: Owner) -> bool:
+        """An owner on a host whose clock is behind ours only looks dead: watched for two heartbeats, its lock moves."""
+        return owner.alive or (not owner.here and self._moves(owner))
+
     def take_over(self, seen: Owner | None, content: bytes) -> None:
-        if seen is not None and not seen.here and self._moves(seen):
-            return
         self._put(content, self._version)
 
     def _moves(self, seen: Owner) -> bool:
-        """Watch the lock for two heartbeats: an owner on a host whose clock is behind ours only looks dead."""
         time.sleep(2 * lock.HEARTBEAT_S + 1)
         now = self.owner()
         return now is None or now.token != seen.token or now.heartbeat != seen.heartbeat

@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,13 @@ def listed(bucket: str, folder: str, beginning: str = "") -> Iterator[tuple[str,
                 yield entry["path"], entry["size"]
 
 
+def level(bucket: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Folders and (key, size) of the objects directly under a folder."""
+    with _told(bucket, folder):
+        found = obstore.list_with_delimiter(store(bucket), prefix=folder or None)
+        return list(found["common_prefixes"]), [(entry["path"], entry["size"]) for entry in found["objects"]]
+
+
 def put(bucket: str, key: str, data: bytes | memoryview) -> None:
     """Replace an object by one put."""
     with _told(bucket, key):
@@ -166,10 +174,15 @@ def upload(bucket: str, key: str, pieces: Iterator[bytes | memoryview], guard: C
 
     def guarded() -> Iterator[bytes | memoryview]:
         yield from pieces
-        guard()
+        _guards().submit(guard).result()  # in a thread of its own: a guard asks the store, and this one drives the upload
 
     with _told(bucket, key):
         obstore.put(store(bucket), key, guarded(), chunk_size=PART_BYTES, max_concurrency=_UPLOADS)
+
+
+@functools.cache
+def _guards() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="pairmill-guard")
 
 
 def pieces_of(data: memoryview) -> Iterator[memoryview]:

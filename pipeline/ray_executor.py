@@ -21,10 +21,12 @@ from pipeline.chain import Chain, InputFacts
 from pipeline.environment import Environment
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.executor import Crash, Done
+from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
 from pipeline.run_view import RunView
+from pipeline.storage import Place
 from pipeline.store import Store
 
 NAMESPACE = "pairmill"
@@ -62,14 +64,18 @@ def _in_worker(spec: WorkerSpec) -> tuple[Environment, list[Group]]:
     return _environment[1], _environment[2]
 
 
-def _note_path(token: str, task: GroupTask) -> Path:
+def note_place(root: Place, token: str, task: GroupTask) -> Place:
+    """Where a worker leaves word of the rows it computes: first on its own machine, which costs nothing; once a worker has died under the
+    task, in the run directory, where the driver finds it whichever node it ran on. The next start removes what is left there."""
+    if task.attempt:
+        return root / f"{TEMPORARY}note-{token}-{task.group}-{task.part}.json"
     return Path(tempfile.gettempdir()) / f"pairmill-{token}" / f"{task.group}-{task.part}.json"
 
 
 @ray.remote(max_retries=0)
 def _work(spec: WorkerSpec, task: GroupTask) -> Done:
     env, groups = _in_worker(spec)
-    env.notes = _note_path(spec.token, task)
+    env.notes = note_place(env.store.root, spec.token, task)
     env.notes.parent.mkdir(exist_ok=True)
     try:
         return Done(task, run_group(env, groups[task.group], task))
@@ -156,6 +162,7 @@ class RayExecutor:
 
     def __init__(self, chain: Chain, store: Store, groups: list[Group], workers: int, address: str | None, retry: Retry):
         self.chain = chain
+        self.store = store
         self.parts: list[int] = []
         start_ray(workers, address)
         self.workers = workers if address is None else min(workers, int(ray.cluster_resources().get("CPU", workers)))
@@ -196,7 +203,7 @@ class RayExecutor:
     def _crash_of(self, task: GroupTask) -> Crash:
         message = "its worker process died (killed, or crashed in native code)"
         try:
-            note = json.loads(_note_path(self.spec.token, task).read_text())
+            note = json.loads(note_place(self.store.root, self.spec.token, task).read_text())
         except (FileNotFoundError, ValueError):
             return Crash(message)
         return Crash(message, note["node"], note["rows"])

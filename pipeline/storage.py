@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
+
+import fsspec
 
 from pipeline.errors import RecipeError
 
@@ -200,3 +203,9 @@ def place_of(text: str | Place) -> Place:
     if re.match(r"^[a-z][a-z0-9+.\-]+:/", str(text)) and not Path(text).exists():
         raise RecipeError(f"{text}: a run directory is a local folder or s3://BUCKET/FOLDER; no other kind of address is known")
     return Path(text)
+
+
+def register_inputs() -> None:
+    """Let fsspec open s3:// addresses of input tables, unless s3fs is installed, which then does."""
+    if find_spec("s3fs") is None:
+        fsspec.register_implementation("s3", "pipeline.object_inputs.S3Inputs", clobber=True)

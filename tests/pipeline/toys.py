@@ -206,3 +206,19 @@ class DigestImage(Stage):
         digests = [hashlib.sha256(row["image"].read()).digest() for row in rows]
         assert digests == [row["image_sha256"] for row in rows]
         return [{"read_sha256": digest} for digest in digests]
+
+
+class Slow(Stage):
+    """Takes `seconds` per batch of 10 rows."""
+
+    name = "slow"
+    reads = ("value",)
+    writes = {"twice": pa.int64()}
+    batch_size = 10
+
+    class Params(Params):
+        seconds: float = tunes(0.0, "sleep per batch")
+
+    def compute(self, rows, ctx):
+        time.sleep(self.params.seconds)
+        return [{"twice": 2 * row["value"]} for row in rows]
