@@ -21,6 +21,7 @@ from PIL import Image
 from stages.images.decode import decode
 from stages.images.normalize import ImageRules, normalize
 
+pytestmark = pytest.mark.slow
 MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border")
 HERE = Path(__file__).parent
 
