@@ -95,7 +95,7 @@ class Download(Stage):
     params: DownloadParams
     writes = {
         **STORED_COLUMNS, "http_status": pa.int16(), "content_type": pa.string(), "opted_out": pa.string(), "robots": pa.string(),
-        "checked_at": pa.timestamp("s", "UTC"),
+        "checked_at": pa.timestamp("ms", "UTC"),
     }  # fmt: skip
     batch_size = None  # the whole part: requests stay in flight from its first row to its last
     writes_blobs = True
