@@ -44,7 +44,7 @@ CORE: tuple[Column, ...] = (
     Column("content_type", pa.string(), "download", "Content-Type of the last response"),
     Column("opted_out", pa.string(), "download", "X-Robots-Tag values that opt out, null where none does"),
     Column("robots", pa.string(), "download", "'allowed' or why robots.txt refuses; null where it was not asked"),
-    Column("checked_at", pa.timestamp("s", "UTC"), "download", "when the server's headers or robots.txt were seen"),
+    Column("checked_at", pa.timestamp("ms", "UTC"), "download", "when the server's headers or robots.txt were seen"),
     Column("raw_sha256", pa.binary(32), "download", "SHA-256 of the bytes as fetched"),
     Column("n_bytes", pa.int64(), "download", "bytes as fetched"),
     Column("image_sha256", pa.binary(32), "download", "SHA-256 of the bytes as stored (equal to raw_sha256 when kept)"),

@@ -61,7 +61,7 @@ class Download(StoringStage):
     params: DownloadParams
     writes = {
         **STORED_COLUMNS, "http_status": pa.int16(), "content_type": pa.string(), "opted_out": pa.string(), "robots": pa.string(),
-        "checked_at": pa.timestamp("s", "UTC"),
+        "checked_at": pa.timestamp("ms", "UTC"),
     }  # fmt: skip
     seconds_per_row = 0.01
 

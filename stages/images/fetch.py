@@ -164,7 +164,7 @@ class _Fetcher:
         if verdict == ALLOWED and not known:
             self.queue.again(job, job.host, 0)  # robots.txt took this turn
             return None
-        job.result.robots, job.result.checked_at = verdict, int(time.time())
+        job.result.robots, job.result.checked_at = verdict, int(1000 * time.time())
         return verdict == ALLOWED
 
     async def _hop(self, job: _Job) -> URL | None:

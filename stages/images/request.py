@@ -27,7 +27,7 @@ class Fetched:
     """What came for one URL: the last response's status, content type, final URL and body, or why there is none.
 
     `opted_out` is the value of the header that forbids use; with `refuse_opted_out` the body was then not read.
-    `robots`: 'allowed' or why robots.txt refuses, null where it was not asked. `checked_at`: Unix time of the two.
+    `robots`: 'allowed' or why robots.txt refuses, null where it was not asked. `checked_at`: when these were seen, milliseconds since 1970.
     """
 
     row: int
@@ -69,7 +69,7 @@ async def request(client: WebClient, url: URL, result: Fetched, options: Request
             if response.status in _MAY_NAME_A_TIME:
                 result.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
             return None
-        result.checked_at = int(time.time())
+        result.checked_at = int(1000 * time.time())
         if "X-Robots-Tag" in response.headers:
             result.opted_out = opt_out(response.headers, agent)
         if result.opted_out is None or not options.refuse_opted_out:
