@@ -176,11 +176,10 @@ def test_on_ray_the_stop_is_noted_and_the_next_run_mends_it(tmp_path: Path) -> N
     book = book_of(tmp_path, {row: "timeout" for row in range(150, 600)})
     budgets = {"flaky": {"window": 200, "min_rows": 50}}
     recipe = make_recipe([{"flaky": {"book": book}}], rows=600, rows_per_part=50, budgets=budgets)
-    ray = RunOptions(executor="ray", workers=2)
     with pytest.raises(BudgetExceeded, match="all timeout"):
-        run(recipe, tmp_path / "run", ray)
+        run(recipe, tmp_path / "run", RunOptions(executor="ray", workers=2))
     record = Store(tmp_path / "run").read_run()
     assert record is not None and [stop["stage"] for stop in record.stops] == ["flaky"]
     book_of(tmp_path, {})
-    result = run(recipe, tmp_path / "run", ray)
+    result = run(recipe, tmp_path / "run", LOCAL)
     assert result.view.state_digest() == run(recipe, tmp_path / "fresh", LOCAL).view.state_digest()
