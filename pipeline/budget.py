@@ -74,11 +74,11 @@ class BudgetWindow:
             else:
                 self.runs[0] = (old, count - gone)
 
-    def note_rise(self) -> None:
-        """Set `rose` where passing failures are more than half of `max_share` of the window: so many of its rows are of
-        earlier parts. Called while rows are counted and, whatever their number, at the end of a part."""
+    def note_rise(self, least: int = 1) -> None:
+        """Set `rose` where passing failures are more than half of `max_share` of the window, or of `least` rows where it holds
+        fewer: so many of its rows are of earlier parts."""
         passing = sum(self.codes[code] for code in PASSING)
-        if self.rose is None and self.seen and passing > self.budget.max_share / 2 * self.seen:
+        if self.rose is None and passing > self.budget.max_share / 2 * max(self.seen, least):
             self.rose = self.before
 
     def check(self) -> None:
@@ -138,8 +138,9 @@ class Breaker:
         """Outcomes of this part's last `window` rows, for the windows of the parts after it."""
         return list(self.part.runs)
 
-    def marks(self) -> dict[str, float | int]:
-        """What the part's footer keeps: when it was computed, and `rose` where the rate of passing failures had risen."""
-        self.run.note_rise()
+    def marks(self, rows: int) -> dict[str, float | int]:
+        """What the footer of a part of `rows` rows keeps: when it was computed, and `rose` where the rate of passing failures had
+        risen. A few rows computed anew in a large part are no sign of an outage, but a small part may be all there is."""
+        self.run.note_rise(min(rows, self.run.budget.min_rows))
         times: dict[str, float | int] = {"began": round(self.began, 3), "at": round(time.time(), 3)}
         return times if self.run.rose is None else {**times, "rose": self.run.rose}

@@ -257,7 +257,7 @@ def demo(
 @app.command(short_help="List stages, sources, jobs and models, or describe one.")
 @answers
 def stages(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A source, stage, job or kind of model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A source, stage, job or kind of model.")] = None,
     imports: Imports = None,
     json: Json = False,
     debug: Debug = False,

@@ -163,7 +163,7 @@ def _same_recipe(out: str, sets: list[str]) -> Any:
 
 @answers
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe whose models and limits are to be checked too.")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe whose models and limits are to be checked too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the run directory will be: its disk is checked.")] = None,
     sets: Sets = None,
     online: Annotated[str | None, typer.Option("--online", metavar="URL", help="Also fetch this URL, with its certificate checked.")] = None,

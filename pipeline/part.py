@@ -139,7 +139,7 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
     result.outcomes = breaker.outcomes()
     result.seconds = time.perf_counter() - started
     columns = _merge(node, view, valid, digests, rows, computed, tokens)
-    marks = footer_marks(record, retry, breaker.marks())
+    marks = footer_marks(record, retry, breaker.marks(view.rows))
     result.values = _commit_values(node, view, env, columns, result, context, marks)
 
 

@@ -233,6 +233,8 @@ class Progress:
             return self._table(console.width, console.height)
 
     def _table(self, width: int, height: int) -> Table:
+        if not self.stages:
+            return _grid(Text(self._foot(), overflow="ellipsis", no_wrap=True))
         numbers = _columns_for(width)
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
         longest = max([len(name) for name in self.stages] + [10])
@@ -248,10 +250,7 @@ class Progress:
                 table.add_row(Text(f"({len(done)} done)", style="dim"), *[""] * len(numbers))
         for stage in stages:
             table.add_row(Text(stage.name), *(self._number(stage, name) for name in numbers), style=_style(stage))
-        outer = Table.grid()
-        outer.add_row(table)
-        outer.add_row(Text(self._foot(), overflow="ellipsis", no_wrap=True))
-        return outer
+        return _grid(table, Text(self._foot(), overflow="ellipsis", no_wrap=True))
 
     def _number(self, stage: StageProgress, name: str) -> str:
         if name == "parts":
@@ -267,6 +266,13 @@ class Progress:
     def _foot(self) -> str:
         parts = [duration(time.monotonic() - self.started), self.executor, self.note]
         return "  ".join(part for part in parts if part)
+
+
+def _grid(*lines: Any) -> Table:
+    outer = Table.grid()
+    for line in lines:
+        outer.add_row(line)
+    return outer
 
 
 def _columns_for(width: int) -> list[str]:

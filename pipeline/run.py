@@ -213,7 +213,8 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
     except ValueError as error:
         raise RecipeError(f"{out}: {error}") from error
     if record is None:
-        raise RecipeError(f"{out}: no run here (run.json is missing); start one with `pairmill run RECIPE --out {out}`")
+        missing = "run.json is missing" if Path(out).is_dir() else "there is no such folder"
+        raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")
     try:
         schema = read_metadata(store.path(VALUES, "source", 0)).schema.to_arrow_schema()
     except FileNotFoundError as error:

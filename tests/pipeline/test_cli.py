@@ -81,7 +81,7 @@ def test_set_limit_and_sample(recipe, tmp_path):
     assert 100 < half["rows"]["input"] < 200
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "verify", "demo", "stages"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "failures", "retry", "verify", "demo", "stages", "doctor"])
 def test_every_command_has_help_with_an_example(command):
     result = pairmill(command, "--help")
     assert result.exit_code == 0
