@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -151,3 +152,17 @@ def test_a_compressed_tar_that_was_cut_keeps_the_rows_before(tmp_path):
     assert good == list(range(len(good))) and 3 <= len(good) <= 5
     assert all(found[row] == data[row * 10_000 : row * 10_000 + 1000] for row in good)
     assert all(found[row].code == "unreadable" for row in range(len(good), 10))  # type: ignore[union-attr]
+
+
+def test_a_remote_folder_and_remote_tars_are_read_through_fsspec(tmp_path):
+    memory = fsspec.filesystem("memory")
+    tar = write_tar(tmp_path / "t.tar", [member for n in range(5) for member in sample(f"k{n}", n)]).read_bytes()
+    for name, data in {"a.jpg": picture(7), "sub/b.jpg": picture(8), "empty.jpg": b"", "t.tar": tar, "z.tar.gz": gzip.compress(tar)}.items():
+        memory.pipe(f"/read_images/{name}", data)
+    try:
+        folder = run_on(tmp_path / "r1", {"kind": "image_folder", "folder": "memory://read_images"})
+        assert blob_bytes(folder) == {"a.jpg": picture(7), "sub/b.jpg": picture(8)} and outcomes(folder)["empty.jpg"] == "empty_body"
+        tars = run_on(tmp_path / "r2", {"kind": "webdataset_tars", "tars": ["memory://read_images/t.tar", "memory://read_images/z.tar.gz"]})
+        assert blob_bytes(tars) == {f"{tar}/k{n}.jpg": picture(n) for n in range(5) for tar in ("t.tar", "z.tar.gz")}
+    finally:
+        memory.rm("/read_images", recursive=True)
