@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.blobs import BlobWriter
+from pipeline.errors import Fatal
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
 from pipeline.stage import Context
@@ -114,6 +116,26 @@ def test_moved_input_is_no_other_input(tmp_path):
         result = run_on(tmp_path / f"run-{place}", {"kind": "webdataset_tars", "tars": str(tmp_path / place)})
         digests.append((result.view.chain.facts.fingerprint, [record.digest for _, record in sorted(result.view.records().items())]))
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "webdataset_tars"])
+def test_an_input_that_was_moved_stops_the_run_and_can_be_given_anew(tmp_path, kind):
+    option = "folder" if kind == "image_folder" else "tars"
+    members = [member for n in range(6) for member in sample(f"k{n}", n)]
+    if kind == "image_folder":
+        for name, data in members:
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(data)
+    else:
+        write_tar(tmp_path / "in" / "deep" / "t.tar", members)
+    run_on(tmp_path / "run", {"kind": kind, option: str(tmp_path / "in")}, [{"select": {"where": "alt_text != ''"}}])
+    (tmp_path / "in").rename(tmp_path / "moved")
+    given = {"kind": kind, option: str(tmp_path / "moved")}
+    with pytest.raises(Fatal, match=f"folder {tmp_path}/in.* is gone"):
+        run_on(tmp_path / "run", given)
+    shutil.rmtree(tmp_path / "run" / "values" / "source")
+    result = run_on(tmp_path / "run", given)
+    assert set(outcomes(result).values()) == {""} and len(blob_bytes(result)) == 6
 
 
 def test_near_ranges_are_read_at_once_and_far_ones_apart():
