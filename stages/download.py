@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.errors import Fatal
 from pipeline.stage import Context, Row, Values, tunes
 from schemas.outcome import Drop, Failure, Reason
-from stages.images.collect import STORED_COLUMNS, Collector
+from stages.images.collect import STORED_COLUMNS
 from stages.images.fetch import USER_AGENT, Fetched, FetchOptions, fetch_all
 from stages.storing import StoringParams, StoringStage
 
@@ -45,9 +44,7 @@ class Download(StoringStage):
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Fetch all rows of a part; bytes go to `ctx.blobs` in the order of completion."""
-        if ctx.blobs is None:
-            raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = Collector(rows, ctx.blobs, self.params.image_rules(), fetch_values)
+        collector = self.collector(rows, ctx, fetch_values)
         options = FetchOptions(
             concurrency=self.params.concurrency, per_host=self.params.per_host, timeout_s=self.params.timeout_s,
             max_bytes=self.params.max_bytes, max_redirects=self.params.max_redirects, retries=self.params.retries,

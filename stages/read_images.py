@@ -40,9 +40,7 @@ class ReadImages(StoringStage):
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Read all images of a part; bytes go to `ctx.blobs` in the order of completion."""
-        if ctx.blobs is None:
-            raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = Collector(rows, ctx.blobs, self.params.image_rules(), lambda fetched: {})
+        collector = self.collector(rows, ctx, lambda fetched: {})
         asyncio.run(self._read_all(rows, collector))
         return collector.results()
 
