@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from pipeline.errors import Fatal, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.stage import Context, Row, Values, decides, tunes
 from schemas.outcome import Drop, Failure, Reason
-from stages.images.collect import STORED_COLUMNS, Collector
+from stages.images.collect import STORED_COLUMNS
 from stages.images.fetch import USER_AGENT, Fetched, FetchOptions, fetch_all
 from stages.images.given_hashes import given_hashes, hash_problem
 from stages.images.host_slots import MAX_PER_HOST, slots_of_run
@@ -71,9 +71,7 @@ class Download(StoringStage):
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Fetch all rows of a part; bytes go to `ctx.blobs` in the order of completion."""
-        if ctx.blobs is None:
-            raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = Collector(rows, ctx.blobs, self.params.image_rules(), fetch_values, self.params.decoder_limits(), ctx.workers)
+        collector = self.collector(rows, ctx, fetch_values)
         hashes = given_hashes(self.params.sha256_column, self.params.md5_column)
 
         async def handle(fetched: Fetched) -> None:

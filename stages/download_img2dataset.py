@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import Fatal
 from pipeline.stage import Context, Row, Values, tunes
 from schemas.outcome import Drop, Failure, FailureCode, Reason, cap_detail
 from stages.download import Download, fetch_values
@@ -64,9 +63,7 @@ class DownloadImg2dataset(StoringStage):
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Fetch all rows of a part in a process of its own; bytes go to `ctx.blobs` in the order it wrote them."""
-        if ctx.blobs is None:
-            raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = Collector(rows, ctx.blobs, self.params.image_rules(), fetch_values)
+        collector = self.collector(rows, ctx, fetch_values)
         asyncio.run(self._collect(rows, collector))
         return collector.results()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from pipeline.stage import Context, Row, Values, tunes
 from schemas.outcome import Drop, Failure, FailureCode
 from stages.images.collect import STORED_COLUMNS, Collector
 from stages.images.fetch import Fetched
-from stages.images.local import Found, Place, plan_reads, read_places
+from stages.images.local import Found, Place, is_local, plan_reads, read_places
 from stages.storing import StoringParams, StoringStage
 
 
@@ -39,9 +40,7 @@ class ReadImages(StoringStage):
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Read all images of a part; bytes go to `ctx.blobs` in the order of completion."""
-        if ctx.blobs is None:
-            raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        collector = Collector(rows, ctx.blobs, self.params.image_rules(), lambda fetched: {}, self.params.decoder_limits(), ctx.workers)
+        collector = self.collector(rows, ctx, lambda fetched: {})
         asyncio.run(self._read_all(rows, collector))
         return collector.results()
 
@@ -64,9 +63,28 @@ class ReadImages(StoringStage):
             pieces = read_places(task, self.params.max_bytes)
             while found := await loop.run_in_executor(pool, next, pieces, nothing):
                 for at, data in found:
-                    failed = isinstance(data, Failure)
-                    await collector.handle(Fetched(at, failure=data) if failed else Fetched(at, body=data))
+                    if isinstance(data, Failure):
+                        self._check_input(data, collector.rows[at])
+                        await collector.handle(Fetched(at, failure=data))
+                    else:
+                        await collector.handle(Fetched(at, body=data))
+
+    def _check_input(self, failure: Failure, row: Row) -> None:
+        """Raises Fatal where not the file alone is gone but the whole input: no row is to blame for a disk that is not mounted."""
+        root = input_root(row["path"], row["source_file"])
+        if failure.code == FailureCode.MISSING_IMAGE and root and not os.path.isdir(root):
+            raise Fatal(
+                f"{self.instance}: the input's folder {root} is gone: mount it; or, if it was moved, give its new place and delete `values/source/` "
+                "of the run, which is then read again"
+            )
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         """Drops too_small and aspect by the size as it came."""
         return self.judge_size(row["original_width"], row["original_height"])
+
+
+def input_root(path: str, file: str) -> str:
+    """The local folder that a row's path is relative to; '' where the input is remote. In a tar only the first words of the path are its file."""
+    words = path.split("/")
+    ends = ("/" + "/".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((file.removesuffix(end) or "/" for end in ends if file.endswith(end)), "") if is_local(file) else ""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.stage import Params, Stage, decides, tunes
+from pipeline.errors import Fatal
+from pipeline.stage import Context, Params, Row, Stage, Values, decides, tunes
 from schemas.outcome import Drop, Reason
+from stages.images.collect import Collector
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
 from stages.images.decoders import DecoderLimits
+from stages.images.fetch import Fetched
 from stages.images.normalize import EncodeFormat, ImageRules, ResizeMode
 from stages.presets import image_rules
 
@@ -75,6 +78,12 @@ class StoringStage(Stage):
     def limits(self) -> dict[str, int | float | None]:
         """Limits of the image size that hold."""
         return {name: getattr(self.params, name) for name in LIMITS}
+
+    def collector(self, rows: Sequence[Row], ctx: Context, describe: Callable[[Fetched], Values]) -> Collector:
+        """What turns bodies into stored images and results; `describe` gives a row's columns beside STORED_COLUMNS."""
+        if ctx.blobs is None:
+            raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
+        return Collector(rows, ctx.blobs, self.params.image_rules(), describe, self.params.decoder_limits(), ctx.workers)
 
     def judge_size(self, width: int, height: int) -> Drop | None:
         """too_small and aspect by the size as it came, in pixels."""

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.chain import Chain
 from pipeline.explain import explain
 from pipeline.recipe import build_recipe, load_recipe
 from pipeline.run import RunOptions, run
@@ -148,6 +149,13 @@ def test_help_of_sources_and_stages(name):
     out = io.StringIO()
     print_one(found, Console(file=out, width=120))
     assert name in out.getvalue() and all(parameter["description"] for parameter in found["parameters"])
+
+
+@pytest.mark.parametrize(("name", "option"), [("curate_tars", "tars"), ("curate_img2dataset", "folder")])
+def test_the_recipes_for_curation_bind_their_columns(tmp_path, name, option):
+    place = fill_tars(tmp_path / "tars") if option == "tars" else DATA / "webdataset"
+    chain = Chain(load_recipe(name, [f"input.{option}={place}"]))
+    assert [node.name for node in chain.nodes][-4:] == ["read_images", "clip_score", "exact_dup", "select"]
 
 
 def test_plan_and_wrong_keys_on_the_command_line(tmp_path):

@@ -6,14 +6,17 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 from PIL import Image
 
 from pipeline.blobs import BlobWriter
+from pipeline.errors import Fatal
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
 from pipeline.stage import Context
@@ -115,6 +118,26 @@ def test_moved_input_is_no_other_input(tmp_path):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("kind", ["image_folder", "webdataset_tars"])
+def test_an_input_that_was_moved_stops_the_run_and_can_be_given_anew(tmp_path, kind):
+    option = "folder" if kind == "image_folder" else "tars"
+    members = [member for n in range(6) for member in sample(f"k{n}", n)]
+    if kind == "image_folder":
+        for name, data in members:
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(data)
+    else:
+        write_tar(tmp_path / "in" / "deep" / "t.tar", members)
+    run_on(tmp_path / "run", {"kind": kind, option: str(tmp_path / "in")}, [{"select": {"where": "alt_text != ''"}}])
+    (tmp_path / "in").rename(tmp_path / "moved")
+    given = {"kind": kind, option: str(tmp_path / "moved")}
+    with pytest.raises(Fatal, match=f"folder {tmp_path}/in.* is gone"):
+        run_on(tmp_path / "run", given)
+    shutil.rmtree(tmp_path / "run" / "values" / "source")
+    result = run_on(tmp_path / "run", given)
+    assert set(outcomes(result).values()) == {""} and len(blob_bytes(result)) == 6
+
+
 def test_near_ranges_are_read_at_once_and_far_ones_apart():
     far = 10 * GAP_BYTES
     places = [Place(0, "b.tar", far, 9), Place(1, "a.tar", 1000, 10), Place(2, "b.tar", 0, 9), Place(3, "a.tar", 0, 500), Place(4, "c.jpg"), Place(5, "c.jpg")]
@@ -151,3 +174,17 @@ def test_a_compressed_tar_that_was_cut_keeps_the_rows_before(tmp_path):
     assert good == list(range(len(good))) and 3 <= len(good) <= 5
     assert all(found[row] == data[row * 10_000 : row * 10_000 + 1000] for row in good)
     assert all(found[row].code == "unreadable" for row in range(len(good), 10))  # type: ignore[union-attr]
+
+
+def test_a_remote_folder_and_remote_tars_are_read_through_fsspec(tmp_path):
+    memory = fsspec.filesystem("memory")
+    tar = write_tar(tmp_path / "t.tar", [member for n in range(5) for member in sample(f"k{n}", n)]).read_bytes()
+    for name, data in {"a.jpg": picture(7), "sub/b.jpg": picture(8), "empty.jpg": b"", "t.tar": tar, "z.tar.gz": gzip.compress(tar)}.items():
+        memory.pipe(f"/read_images/{name}", data)
+    try:
+        folder = run_on(tmp_path / "r1", {"kind": "image_folder", "folder": "memory://read_images"})
+        assert blob_bytes(folder) == {"a.jpg": picture(7), "sub/b.jpg": picture(8)} and outcomes(folder)["empty.jpg"] == "empty_body"
+        tars = run_on(tmp_path / "r2", {"kind": "webdataset_tars", "tars": ["memory://read_images/t.tar", "memory://read_images/z.tar.gz"]})
+        assert blob_bytes(tars) == {f"{tar}/k{n}.jpg": picture(n) for n in range(5) for tar in ("t.tar", "z.tar.gz")}
+    finally:
+        memory.rm("/read_images", recursive=True)
