@@ -123,15 +123,20 @@ def _no_guard() -> None:
     return None
 
 
+def upload_file(file: Path, path: ObjectPath, guard: Guard | None = None) -> None:
+    """Copy a local file into object storage: one put, or a multipart upload."""
+    from pipeline import object_store
+
+    if file.stat().st_size > object_store.SINGLE_BYTES:
+        object_store.upload(path.bucket, path.key, object_store.pieces_of_file(file), guard or _no_guard)
+    else:
+        _put(path, memoryview(file.read_bytes()), guard)
+
+
 def commit_file(temporary: Path, path: Place, guard: Guard | None = None) -> None:
     """Give an already fsynced temporary file its final name; to object storage it is uploaded, and then removed."""
     if isinstance(path, ObjectPath):
-        from pipeline import object_store
-
-        if temporary.stat().st_size > object_store.SINGLE_BYTES:
-            object_store.upload(path.bucket, path.key, object_store.pieces_of_file(temporary), guard or _no_guard)
-        else:
-            _put(path, memoryview(temporary.read_bytes()), guard)
+        upload_file(temporary, path, guard)
         temporary.unlink()
         return
     if guard is not None:

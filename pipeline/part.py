@@ -21,6 +21,7 @@ from pipeline.digests import digest_of, hash_column
 from pipeline.environment import Environment
 from pipeline.errors import Fatal
 from pipeline.retry import footer_marks
+from pipeline.secrets import mask
 from pipeline.stage import Context, Stage, Vector
 from pipeline.store import RESOLVED, VALUES, VERDICTS, empty_values, storage_field
 from pipeline.view import PartView, Verdict, mappings
@@ -160,10 +161,11 @@ def _merge(
     index = pa.array(source, mask=source < 0)
     failed = np.fromiter(map(bool, computed.failures), bool, n)
     any_failed = bool(failed.any())
+    details = [cap_detail(mask(f.detail)) if f else None for f in computed.failures] if any_failed else [None] * n
     new = {
         "outcome": pa.array(np.where(failed, int(Outcome.FAILED), int(Outcome.VALUE)).astype(np.int8)),
         "failure": pa.array([f.code if f else None for f in computed.failures], pa.string()) if any_failed else pa.nulls(n, pa.string()),
-        "failure_detail": pa.array([cap_detail(f.detail) if f else None for f in computed.failures], pa.string()) if any_failed else pa.nulls(n, pa.string()),
+        "failure_detail": pa.array(details, pa.string()),
         "input_digest": pa.array(digests[rows]),
         **computed.columns,
     }

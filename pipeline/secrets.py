@@ -13,9 +13,12 @@ _KEYS = (
 )
 # scheme://user:password@host and scheme://token@host
 _USER_INFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.\-]*://)[^/?#\s@'\"<>]+@")
-_QUERY = re.compile(rf"(?P<name>[?&;](?:{_KEYS})=)[^&#;\s'\"<>)\]]+", re.IGNORECASE)
-_ASSIGNED = re.compile(rf"(?P<name>\b(?:{_KEYS})(?:=|\s*:\s|['\"]\s*:\s*['\"]))(?!//)[^\s,;&'\"<>)\]}}]+", re.IGNORECASE)
-_HEADER = re.compile(r"(?P<name>\b(?:Bearer|Basic|AWS4-HMAC-SHA256)\s+)[A-Za-z0-9+/=_.\-]{8,}")
+_VALUE = r"[^&#;,\s'\"<>)\]}]*[^&#;,\s'\"<>)\]}:.]"
+_QUERY = re.compile(rf"(?P<name>[?&;](?:{_KEYS})=){_VALUE}", re.IGNORECASE)
+_ASSIGNED = re.compile(rf"(?P<name>(?<![?&;])\b(?:{_KEYS})(?:=|['\"]\s*:\s*['\"])){_VALUE}", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(?P<name>\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:Bearer|Basic|AWS4-HMAC-SHA256)\s+)?|\bBearer\s+)[A-Za-z0-9+/=_.%~\-]{8,}", re.IGNORECASE
+)
 _SECRET_KEY = re.compile(rf"^(?:{_KEYS})$", re.IGNORECASE)
 
 

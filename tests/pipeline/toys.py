@@ -222,3 +222,17 @@ class Slow(Stage):
     def compute(self, rows, ctx):
         time.sleep(self.params.seconds)
         return [{"twice": 2 * row["value"]} for row in rows]
+
+
+class Told(Stage):
+    """Fails every row with a detail that names `url`."""
+
+    name = "told"
+    reads = ("value",)
+    writes = {"never": pa.int64()}
+
+    class Params(Params):
+        url: str
+
+    def compute(self, rows, ctx):
+        return [Failure("http_4xx", f"redirected to {self.params.url}") for _ in rows]
