@@ -104,6 +104,7 @@ class Stage:
     batch_size: int | None = 256  # None: the whole part in one call
     batch_timeout_s: float | None = None  # a call that takes longer is taken for hung
     writes_blobs: bool = False
+    decodes_images: bool = False  # fails each row whose stored image cannot be decoded whole
     resources: str = "cpu"  # consecutive stages of one part with equal resources run as one task
     model_method: str = ""
     seconds_per_row: float = 1e-5  # rough cost on one core, only to choose an executor

@@ -49,6 +49,7 @@ class ClipScore(Stage):
     }
     batch_size = 64
     model_method = "embed"
+    decodes_images = True
     seconds_per_row = 0.02
 
     def prepare(self, rows: Sequence[Row], ctx: Context) -> dict[str, Any]:

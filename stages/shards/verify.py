@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from pipeline.files import parquet_source
 from pipeline.storage import ObjectPath, Place, place_of
 from schemas.dataset import IMAGE_EXTENSIONS, INDEX_COLUMNS, MANIFEST, PLACE_COLUMNS, REJECTED_COLUMNS, SIZES, Manifest, ManifestError, Shard
-from stages.images.decode import decode as decode_image
-from stages.images.header import ImageError, read_header
+from schemas.outcome import Failure
+from stages.images.decoders import DecoderLimits, Decoders, shared_decoders
 from stages.shards.files import file_sha256
 from stages.shards.rows import json_floats, plain_value
 
 _NO_LIMIT = 1 << 62  # pixels: the stage that stored the image has checked its own limit
+_LIMITS = DecoderLimits(timeout_s=60, memory_mb=8192)  # the stage that stored an image may have had others than the default ones
 _BATCH = 256
 
 
@@ -59,6 +60,7 @@ def verify_dataset(folder: str | Place, decode: bool = True, threads: int = 2) -
     problems = [Problem(name, "", "listed in the manifest, but there is no such file") for name in missing]
     problems += [Problem(name, "", "not listed in the manifest: it does not belong to the dataset") for name in there if name not in {*listed, MANIFEST}]
     present = [name for name in listed if name not in missing]
+    decoders = shared_decoders(_LIMITS) if decode else None
     with ThreadPoolExecutor(threads) as pool:
         for name, digest in zip(present, pool.map(lambda name: file_sha256(folder / name), present), strict=True):
             if digest != listed[name]:
@@ -66,7 +68,7 @@ def verify_dataset(folder: str | Place, decode: bool = True, threads: int = 2) -
         whole = [shard for shard in manifest.shards() if shard.tar not in missing and shard.index not in missing]
         readable = []
         for shard in whole:
-            found = list(_check_shard(folder, shard, pool if decode else None))
+            found = list(_check_shard(folder, shard, decoders))
             problems += found
             if not any(problem.file == shard.index and not problem.key for problem in found):
                 readable.append(shard)
@@ -75,7 +77,7 @@ def verify_dataset(folder: str | Place, decode: bool = True, threads: int = 2) -
     return problems
 
 
-def _check_shard(folder: Place, shard: Shard, pool: ThreadPoolExecutor | None) -> Iterator[Problem]:
+def _check_shard(folder: Place, shard: Shard, decoders: Decoders | None) -> Iterator[Problem]:
     tar = folder / shard.tar
     if tar.stat().st_size != shard.tar_bytes:
         yield Problem(shard.tar, "", f"{tar.stat().st_size} bytes, the manifest says {shard.tar_bytes}")
@@ -90,12 +92,12 @@ def _check_shard(folder: Place, shard: Shard, pool: ThreadPoolExecutor | None) -
         return
     if index.num_rows != shard.samples:
         yield Problem(shard.index, "", f"{index.num_rows} rows, the manifest says {shard.samples} samples")
-    yield from _check_samples(tar, shard, index, pool)
+    yield from _check_samples(tar, shard, index, decoders)
     if shard.embeddings and (folder / shard.embeddings).is_file():
         yield from _check_embeddings(folder / shard.embeddings, shard, index)
 
 
-def _check_samples(tar: Place, shard: Shard, index: pa.Table, pool: ThreadPoolExecutor | None) -> Iterator[Problem]:
+def _check_samples(tar: Place, shard: Shard, index: pa.Table, decoders: Decoders | None) -> Iterator[Problem]:
     """The tar's members against the index, row by row: order, names, places, texts, records, images."""
     ready = pa.table({name: json_floats(index[name].combine_chunks()) for name in index.column_names})
     images: list[tuple[str, str, bytes]] = []
@@ -104,12 +106,12 @@ def _check_samples(tar: Place, shard: Shard, index: pa.Table, pool: ThreadPoolEx
             members = iter(archive)
             for row in _rows(ready):
                 yield from _check_sample(archive, members, shard, row, images)
-                if pool is not None and len(images) >= _BATCH:
-                    yield from _undecodable(pool, shard, images)
-                if pool is None:
+                if decoders is not None and len(images) >= _BATCH:
+                    yield from _undecodable(decoders, shard, images)
+                if decoders is None:
                     images.clear()
-            if pool is not None:
-                yield from _undecodable(pool, shard, images)
+            if decoders is not None:
+                yield from _undecodable(decoders, shard, images)
             extra = [member.name for member in members]
             if extra:
                 yield Problem(shard.tar, "", f"{len(extra)} members that the index does not have, the first is {extra[0]}")
@@ -164,21 +166,15 @@ def _check_record(shard: Shard, row: dict[str, Any], record: bytes) -> Iterator[
         yield Problem(shard.tar, row["key"], f"{row['key']}.json differs from the index in: {', '.join(differing) or 'its form'}")
 
 
-def _undecodable(pool: ThreadPoolExecutor, shard: Shard, images: list[tuple[str, str, bytes]]) -> Iterator[Problem]:
-    for (key, _, _), fault in zip(images, pool.map(_image_fault, images), strict=True):
-        if fault:
-            yield Problem(shard.tar, key, fault)
+def _undecodable(decoders: Decoders, shard: Shard, images: list[tuple[str, str, bytes]]) -> Iterator[Problem]:
+    asked = [(key, ext, decoders.check(data, _NO_LIMIT)) for key, ext, data in images]
+    for key, ext, answer in asked:
+        found = answer.result()
+        if isinstance(found, Failure):
+            yield Problem(shard.tar, key, f"the image cannot be decoded: {found.code}: {found.detail}")
+        elif found not in (ext, {"jpg": "jpeg"}.get(found)):
+            yield Problem(shard.tar, key, f"the image is a {found}, its name says {ext}")
     images.clear()
-
-
-def _image_fault(item: tuple[str, str, bytes]) -> str:
-    _, ext, data = item
-    try:
-        header = read_header(data)
-        decode_image(data, header, pixel_limit=_NO_LIMIT)
-    except ImageError as error:
-        return f"the image cannot be decoded: {error.code}: {error.detail}"
-    return "" if header.format in (ext, {"jpg": "jpeg"}.get(ext)) else f"the image is a {header.format}, its name says {ext}"
 
 
 def _check_embeddings(path: Place, shard: Shard, index: pa.Table) -> Iterator[Problem]:

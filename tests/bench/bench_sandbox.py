@@ -16,12 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stages.images.decode_tasks import perform, task_bytes  # noqa: E402
 from stages.images.decoders import DecoderLimits, Decoders, InProcess, Normalized  # noqa: E402
-from stages.images.normalize import ImageRules, normalize  # noqa: E402
+from stages.images.normalize import ImageRules  # noqa: E402
 from stages.images.sandbox import Sandbox  # noqa: E402
 
 WORK = {"verify": ImageRules(), "resize": ImageRules(resize_mode="keep_ratio_largest", image_size=256)}
@@ -39,8 +41,9 @@ def through(decoders: Decoders, photos: list[bytes], rules: ImageRules) -> None:
 
 
 def plain_loop(photos: list[bytes], rules: ImageRules) -> None:
+    task = task_bytes("normalize", **asdict(rules))
     for photo in photos:
-        normalize(photo, rules)
+        assert "failure" not in perform(task, photo)[0]
 
 
 def rate(work: Callable[[], None], n: int) -> float:
