@@ -22,6 +22,7 @@ from stages.images.resolver import Address, Resolver
 
 MAX_HEAD_BYTES = 1 << 16
 SCRATCH_BYTES = 1 << 18
+_HEAD_BYTES = 4096  # of a first read: the body behind a head waits for a place of its own
 _MAX_INTERIM = 8  # heads with status 1xx before the answer
 _EYEBALLS_DELAY_S = 0.25
 
@@ -66,7 +67,9 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.scratch if self.body is None else self.body.space() or self.scratch
+        if self.body is None:
+            return self.scratch[:_HEAD_BYTES]
+        return self.body.space() or self.scratch
 
     def buffer_updated(self, n: int) -> None:
         if self._waiting is None or self._waiting.done():  # bytes that nobody asked for
@@ -134,8 +137,9 @@ class Connection(asyncio.BufferedProtocol):
 
 def _end_of_head(data: bytearray) -> tuple[int, int]:
     """Place of the empty line that ends a head, and its length; (-1, 0) where there is none yet. Bare line feeds count too."""
-    end, bare = data.find(b"\r\n\r\n"), data.find(b"\n\n")
-    if bare >= 0 and (end < 0 or bare < end):
+    end = data.find(b"\r\n\r\n")
+    bare = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+    if bare >= 0:
         return bare, 2
     return (end, 4) if end >= 0 else (-1, 0)
 

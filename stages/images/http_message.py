@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from multidict import CIMultiDict
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: ([^\r\n]*))?\r?")
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?")
+_SPACE = " \t\r"
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIRST_SPACE = 1 << 18  # bytes made ready before any of a body came, whatever length it announces
 _MAX_CHUNK_LINE = 4096
 _PACKED = frozenset({"gzip", "x-gzip", "deflate"})
@@ -44,26 +45,23 @@ Wants = Callable[[Head], int]
 
 def parse_head(data: bytes) -> Head:
     """Status line and header lines, without the empty line. Raises BadResponse."""
-    lines = data.split(b"\n")
+    lines = data.decode("utf-8", "replace").split("\n")
     found = _STATUS_LINE.fullmatch(lines[0])
     if found is None:
         raise BadResponse(f"not HTTP/1: {lines[0][:60]!r}")
-    headers: CIMultiDict[str] = CIMultiDict()
-    fields: list[tuple[bytes, bytes]] = []
+    fields: list[tuple[str, str]] = []
     for line in lines[1:]:
-        line = line.rstrip(b"\r")
-        if line[:1] in (b" ", b"\t") and fields:  # obsolete folding
-            fields[-1] = (fields[-1][0], fields[-1][1] + b" " + line.strip())
-            continue
-        name, colon, value = line.partition(b":")
-        if not colon or _NAME.fullmatch(name) is None:
+        name, colon, value = line.partition(":")
+        if line[:1] in (" ", "\t") and fields:  # obsolete folding
+            fields[-1] = (fields[-1][0], f"{fields[-1][1]} {line.strip(_SPACE)}")
+        elif not colon or _NAME.fullmatch(name) is None:
             raise BadResponse(f"not a header line: {line[:60]!r}")
-        fields.append((name, value.strip()))
-    for name, value in fields:
-        headers.add(name.decode("ascii"), value.decode("utf-8", "replace"))
+        else:
+            fields.append((name, value.strip(_SPACE)))
+    headers: CIMultiDict[str] = CIMultiDict(fields)
     options = {option.strip().lower() for option in ",".join(headers.getall("Connection", ())).split(",")}
-    keep_alive = "close" not in options and (found[1] == b"1" or "keep-alive" in options)
-    return Head(int(found[2]), (found[3] or b"").decode("utf-8", "replace"), headers, keep_alive)
+    keep_alive = "close" not in options and (found[1] == "1" or "keep-alive" in options)
+    return Head(int(found[2]), found[3] or "", headers, keep_alive)
 
 
 def content_length(headers: CIMultiDict[str]) -> int | None:
