@@ -1,10 +1,8 @@
-"""Which addresses a download may connect to: the check happens on the very address that a socket is made for."""
+"""Which addresses a download may connect to: the check happens on the very address that is connected to."""
 
 from __future__ import annotations
 
 import ipaddress
-import socket
-from typing import Any
 
 
 class BlockedAddress(OSError):
@@ -36,14 +34,3 @@ def check_public(address: str) -> None:
     """Raises BlockedAddress unless the address is public."""
     if not is_public(address):
         raise BlockedAddress(f"{address} is not a public address")
-
-
-def make_socket(address_info: Any) -> socket.socket:
-    """Socket factory of an aiohttp connector: makes a socket for public addresses only.
-
-    It is called with the address that is then connected to, after resolution and for every redirect, so that no
-    second lookup can put another address in its place. Raises BlockedAddress.
-    """
-    family, kind, protocol, _, where = address_info
-    check_public(where[0])
-    return socket.socket(family, kind, protocol)

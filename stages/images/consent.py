@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict
 
 from schemas.outcome import cap_detail
 
@@ -19,7 +19,7 @@ def agent_token(user_agent: str) -> str:
     return found.group(1).lower() if found else "*"
 
 
-def opt_out(headers: CIMultiDictProxy[str], agent: str) -> str | None:
+def opt_out(headers: CIMultiDict[str], agent: str) -> str | None:
     """The X-Robots-Tag values that opt out of use for training, or None.
 
     A tag may be meant for one agent ('name: noai'); it counts when the name is ours (`agent`, lower case).

@@ -112,7 +112,7 @@ class _Fetcher:
         options = self.options
         headers = {"User-Agent": options.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity", **options.headers}
         resolver = Resolver(min(_LONGEST_LOOKUP_S, 0.75 * options.timeout_s))
-        async with WebClient(headers, resolver, options.proxy, options.trust_env, options.allow_private) as self.client:
+        async with WebClient(headers, resolver, options.proxy, options.trust_env, options.allow_private, options.concurrency) as self.client:
             self.robots = RobotsRules(lambda url: read_robots(self.client, url, options), self.agent) if options.robots else None
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(options.concurrency, self.queue.open)):

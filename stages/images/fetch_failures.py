@@ -13,6 +13,7 @@ from yarl import URL
 from pipeline.errors import DISK_ERRNOS, Fatal
 from schemas.outcome import Failure, FailureCode, cap_detail
 from stages.images.addresses import BlockedAddress
+from stages.images.http_message import BadResponse
 
 # Everything that a hostile URL or server can make aiohttp, yarl, ssl or the sockets raise. UnicodeError is a ValueError.
 FETCH_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, EOFError, ValueError)
@@ -45,6 +46,8 @@ def _code(error: BaseException, cause: BaseException) -> FailureCode:
             return FailureCode.BAD_RESPONSE
         # aiohttp gives a reset in mid-body only as text: its cause is always the unfinished length.
         return FailureCode.RESET if "ConnectionResetError" in str(error) else FailureCode.SHORT_BODY
+    if isinstance(error, BadResponse):
+        return FailureCode.BAD_RESPONSE
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return FailureCode.CONNECT
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):

@@ -40,6 +40,7 @@ class _Host:
     slots: int  # place of its first slot in the file
     entry: int  # place of its entry in the table
     lock: int  # place of its rate lock
+    free: list[int]  # slots that this process does not hold; those it held last stand at the end
     held: list[int] = field(default_factory=list)
     poll_s: float = _FIRST_POLL_S
     turn_began: float = 0.0
@@ -111,7 +112,7 @@ class HostSlots:
             number = xxhash.xxh64_intdigest(name.encode())
             entry = number % ENTRIES
             slots = _SLOTS + (number % _HOSTS) * MAX_PER_HOST
-            found = self._hosts[name] = _Host(slots, entry * _FIELDS, _RATE_LOCKS + entry)
+            found = self._hosts[name] = _Host(slots, entry * _FIELDS, _RATE_LOCKS + entry, list(range(self.per_host)))
         return found
 
     def _others_first(self, host: _Host, now: float) -> bool:
@@ -127,9 +128,9 @@ class HostSlots:
         return now < host.rest_until
 
     def _take(self, host: _Host) -> int | None:
-        for slot in range(self.per_host):
-            if slot not in host.held and self._lock(host.slots + slot):  # a process never conflicts with its own locks
-                return slot
+        for at in range(len(host.free) - 1, -1, -1):  # a process never conflicts with its own locks, so it must know them
+            if self._lock(host.slots + host.free[at]):
+                return host.free.pop(at)
         return None
 
     def _lock(self, place: int) -> bool:
@@ -140,6 +141,7 @@ class HostSlots:
         return True
 
     def _release(self, host: _Host, slot: int) -> None:
+        host.free.append(slot)
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, host.slots + slot)
 
     def _wait_for_turn(self, host: _Host, now: float) -> float:

@@ -7,19 +7,18 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-import aiohttp
 from yarl import URL
 
 from schemas.outcome import Failure, FailureCode, cap_detail
 from stages.images.consent import opt_out
 from stages.images.fetch_failures import FETCH_ERRORS, check_url, failure_of_error, failure_of_status
+from stages.images.http_message import Head
 from stages.images.patience import retry_after_s
 from stages.images.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from stages.images.web_client import WebClient
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAY_NAME_A_TIME = frozenset({429, 503})
-_READ_BYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -57,29 +56,37 @@ class RequestOptions(Protocol):
 
 async def request(client: WebClient, url: URL, result: Fetched, options: RequestOptions, agent: str) -> URL | None:
     """GET `url`. The next URL where it redirects; else None, with `result` filled in. Raises FETCH_ERRORS."""
-    await client.check(url)
-    async with client.get(url) as response:
-        result.url, result.status = str(url), response.status
-        result.content_type = _readable(response.headers.get("Content-Type"))
-        location = response.headers.get("Location")
-        if response.status in _REDIRECTS and location:
-            return _next_url(url, location, result)
-        result.failure = failure_of_status(response.status, response.reason)
+    location: str | None = None
+
+    def wants(head: Head) -> int:
+        nonlocal location
+        result.url, result.status = str(url), head.status
+        content_type = head.headers.get("Content-Type")
+        result.content_type = None if content_type is None else cap_detail(content_type)
+        location = head.headers.get("Location") if head.status in _REDIRECTS else None
+        if location:
+            return 0
+        result.failure = failure_of_status(head.status, head.reason)
         if result.failure is not None:
-            if response.status in _MAY_NAME_A_TIME:
-                result.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
-            return None
+            if head.status in _MAY_NAME_A_TIME:
+                result.retry_after_s = retry_after_s(head.headers.get("Retry-After"))
+            return 0
         result.checked_at = int(1000 * time.time())
-        if "X-Robots-Tag" in response.headers:
-            result.opted_out = opt_out(response.headers, agent)
-        if result.opted_out is None or not options.refuse_opted_out:
-            await _read_body(response, result, options.max_bytes)
+        if "X-Robots-Tag" in head.headers:
+            result.opted_out = opt_out(head.headers, agent)
+        return 0 if result.opted_out is not None and options.refuse_opted_out else options.max_bytes
+
+    answer = await client.get(url, wants)
+    if location:
+        return _next_url(url, location, result)
+    if result.failure is None and (result.opted_out is None or not options.refuse_opted_out):
+        if answer.cut:
+            result.failure = Failure(FailureCode.TOO_LARGE, f"more than {options.max_bytes} bytes")
+        elif not answer.body:
+            result.failure = Failure(FailureCode.EMPTY_BODY, f"status {result.status} with no body")
+        else:
+            result.body = answer.body
     return None
-
-
-def _readable(value: str | None) -> str | None:
-    """A header as text that can be stored: bytes that are no UTF-8 become question marks."""
-    return None if value is None else cap_detail(value)
 
 
 def _next_url(url: URL, location: str, result: Fetched) -> URL | None:
@@ -95,46 +102,16 @@ def _next_url(url: URL, location: str, result: Fetched) -> URL | None:
     return target
 
 
-async def _read_body(response: aiohttp.ClientResponse, result: Fetched, max_bytes: int) -> None:
-    """The body, never more than `max_bytes` of it, compressed or not."""
-    length = response.content_length
-    too_large = Failure(FailureCode.TOO_LARGE, f"more than {max_bytes} bytes")
-    if length is not None and length > max_bytes:
-        result.failure = too_large
-        return
-    if length is not None and "Content-Encoding" not in response.headers:
-        result.body = await response.read()
-    else:
-        body = await _read_at_most(response, max_bytes + 1)
-        if len(body) > max_bytes:
-            result.failure = too_large
-            return
-        result.body = body
-    if not result.body:
-        result.failure = Failure(FailureCode.EMPTY_BODY, f"status {response.status} with no body")
-
-
-async def _read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    chunks, left = [], limit
-    async for chunk in response.content.iter_chunked(_READ_BYTES):
-        chunks.append(chunk[:left])
-        left -= len(chunks[-1])
-        if not left:
-            break
-    return b"".join(chunks)
-
-
 async def read_robots(client: WebClient, url: URL, options: RequestOptions) -> tuple[bytes, Failure | None]:
     """robots.txt at `url`, redirects followed: the first part of its body, and the failure where there is none."""
     try:
         async with asyncio.timeout(options.timeout_s):
             for _ in range(options.max_redirects + 1):
-                await client.check(url)
-                async with client.get(url) as response:
-                    location = response.headers.get("Location")
-                    if response.status not in _REDIRECTS or not location:
-                        failure = failure_of_status(response.status, response.reason)
-                        return (b"", failure) if failure else (await _read_at_most(response, MAX_ROBOTS_BYTES), None)
+                answer = await client.get(url, lambda head: MAX_ROBOTS_BYTES if 200 <= head.status < 300 else 0)
+                location = answer.head.headers.get("Location")
+                if answer.head.status not in _REDIRECTS or not location:
+                    failure = failure_of_status(answer.head.status, answer.head.reason)
+                    return (b"", failure) if failure else (answer.body, None)
                 target = check_url(str(url.join(URL(location))))
                 if isinstance(target, Failure):
                     return b"", target
