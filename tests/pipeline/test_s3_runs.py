@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.errors import Fatal
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, run
 from tests.pipeline.drivers import driver
+from tests.pipeline.helpers import make_recipe
 from tests.pipeline.s3_server import BUCKET, Request, S3Server
 
 TOYS = Path(__file__).with_name("toys.py")
@@ -140,3 +142,14 @@ def test_a_store_that_is_away_stops_the_run_and_no_row_is_blamed(
     run(build_recipe(recipe(far_table)), s3.place("run"), LOCAL)
     assert s3.files("run/dataset") == wanted
     object_store._store.cache_clear()
+
+
+def test_a_row_that_kills_workers_of_another_machine_is_found(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver does not see the workers' temporary folder, as on a cluster: their word is in the run directory after the first death."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    poisoned = make_recipe([{"poison": {"text": "text 30", "how": "kill"}}], rows=60, rows_per_part=60)
+    result = run(poisoned, s3.place("run"), RunOptions(executor="ray", workers=1))
+    assert result.view.counts()["poison"] == {"kept": 59, "failed": 1, "failed:worker_died": 1}
+    assert any("run/.tmp-note-" in r.path for r in s3.requests if r.method == "PUT")
