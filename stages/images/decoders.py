@@ -99,14 +99,14 @@ class InProcess(Decoders):
         self._threads.shutdown()
 
 
-_shared: dict[tuple[int, int, DecoderLimits], Decoders] = {}
+_shared: dict[tuple[int, DecoderLimits], Decoders] = {}  # by process id too: a fork has no part in its parent's decoders
 
 
 def shared_decoders(limits: DecoderLimits, workers: int = 1) -> Decoders:
     """The decoders of this process with these limits, started now if they are not there yet, and kept."""
     if limits.processes is None:
         limits = DecoderLimits(processes_for(workers), limits.timeout_s, limits.memory_mb)
-    key = (os.getpid(), 0, limits)
+    key = (os.getpid(), limits)
     if key not in _shared:
         _shared[key] = _start(limits)
     return _shared[key]

@@ -99,8 +99,7 @@ class Sandbox(Decoders):
 
     def _launch(self) -> None:
         """Start the watcher, with slots and a socket of its own: an old one may not yet be gone."""
-        for slot in self._slots:
-            os.close(slot)
+        self._close_slots()
         count = self.limits.count
         self._slots = [os.memfd_create("decoder-slot") for _ in range(count * _SLOTS_PER_DECODER)]
         self._free = list(range(len(self._slots)))
@@ -185,7 +184,10 @@ class Sandbox(Decoders):
             for request in unanswered:
                 request.tries += 1
             self._waiting.extendleft(request for request in reversed(unanswered) if request not in hopeless)
-            self._launch()
+            try:
+                self._launch()
+            except OSError as error:
+                return self._give_up(Fatal(f"the decoder process cannot be started again: {error}"))
             while self._waiting and self._free:
                 self._send(self._waiting.popleft())
         for request in hopeless:
@@ -199,10 +201,13 @@ class Sandbox(Decoders):
             request.future.set_exception(why)
         self._sent.clear()
         self._waiting.clear()
+        self._close_slots()
+        return False
+
+    def _close_slots(self) -> None:
         for slot in self._slots:
             os.close(slot)
         self._slots = []
-        return False
 
 
 def _ended(facts: Facts) -> Failure | None:

@@ -262,19 +262,25 @@ time.sleep(600)
 """
 
 
+def open_files(pid: int) -> set[str]:
+    return {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+
+
 def test_nothing_is_left_when_the_worker_is_killed() -> None:
-    """Not even of decoders that hang; and nothing in shared memory."""
-    before = set(os.listdir("/dev/shm"))
+    """Not even of decoders that hang. Their memory has no name that could stay: nothing of theirs lies in /dev/shm."""
     here = Path(__file__)
     worker = subprocess.Popen([sys.executable, "-c", WORKER, str(here.parents[3]), str(here.parent)], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     pids = [int(pid) for pid in worker.stdout.readline().split()]
     assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
-    assert set(os.listdir("/dev/shm")) == before
+    for pid in [worker.pid, *pids]:
+        files = open_files(pid)
+        assert any(file.startswith("/memfd:decoder-slot") for file in files)
+        assert not any(file.startswith("/dev/shm") for file in files) and "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
     worker.kill()
     worker.wait()
-    assert wait_until(lambda: not any(map(psutil.pid_exists, pids)), 3)
-    assert set(os.listdir("/dev/shm")) == before
+    worker.stdout.close()
+    assert wait_until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
 def test_a_program_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPatch, jpeg: Callable[..., bytes]) -> None:
@@ -285,6 +291,20 @@ def test_a_program_that_cannot_start_stops_the_run(monkeypatch: pytest.MonkeyPat
     with pytest.raises(Fatal, match="no_such_module"):
         box.check(jpeg())
     box.close()
+
+
+def test_a_machine_that_can_start_no_more_processes_stops_the_run(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, jpeg: Callable[..., bytes]
+) -> None:
+    one = Sandbox(DecoderLimits(processes=1))
+    assert one.check(jpeg()).result(10) == "jpg"
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    watcher = one.pid
+    os.kill(watcher, signal.SIGKILL)
+    assert wait_until(lambda: not psutil.pid_exists(watcher))
+    with pytest.raises(Fatal, match="cannot be started again"):
+        one.check(jpeg()).result(10)
+    assert box.check(jpeg()).result(10) == "jpg"
 
 
 def test_closed_decoders_say_so(jpeg: Callable[..., bytes]) -> None:
