@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from stages.images import addresses
-from stages.images.http_message import Answer, BadResponse, Body, Wants, parse_head
+from stages.images.http_message import MAX_KEPT_SPACE, Answer, BadResponse, Body, Wants, parse_head
 from stages.images.resolver import Address, Resolver
 
 MAX_HEAD_BYTES = 1 << 16
@@ -43,6 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = self.reused = False
         self._waiting: asyncio.Future[Answer] | None = None
         self._bytes = bytearray()  # of a head that is not complete yet
+        self._store = bytearray()  # for bodies
         self._interim = 0
 
     def ask(self, request: bytes, wants: Wants) -> asyncio.Future[Answer]:
@@ -99,7 +100,7 @@ class Connection(asyncio.BufferedProtocol):
                 if head.status == 101 or self._interim > _MAX_INTERIM:
                     raise BadResponse(f"status {head.status}, which was not asked for")
                 continue
-            self.body = Body(head, self._wants(head))
+            self.body = Body(head, self._wants(head), self._store)
         rest, self._bytes = bytes(self._bytes), bytearray()
         if self.body.take(rest):
             self._finish()
@@ -110,6 +111,8 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = self.body.reusable
         self._waiting.set_result(answer)
         self.body = None
+        if len(self._store) > MAX_KEPT_SPACE:
+            self._store = bytearray()
 
     def _fail(self, error: Exception) -> None:
         if self._waiting is not None and not self._waiting.done():

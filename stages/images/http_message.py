@@ -13,6 +13,7 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?")
 _SPACE = " \t\r"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIRST_SPACE = 1 << 18  # bytes made ready before any of a body came, whatever length it announces
+MAX_KEPT_SPACE = 1 << 20
 _MAX_CHUNK_LINE = 4096
 _PACKED = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -76,9 +77,10 @@ def content_length(headers: CIMultiDict[str]) -> int | None:
 
 
 class Body:
-    """Takes in the body of one answer, at most `limit` bytes. A body of known length is received in its final place."""
+    """Takes in the body of one answer, at most `limit` bytes. One of known length is received in `store`, which the
+    connection keeps for the next: fresh memory for each costs as much as a digest of the body."""
 
-    def __init__(self, head: Head, limit: int):
+    def __init__(self, head: Head, limit: int, store: bytearray):
         self.head, self.limit = head, limit
         self.cut = self.whole = False
         self.filled = 0
@@ -87,7 +89,7 @@ class Body:
         self.unwanted = limit <= 0 and self.length != 0
         if self.unwanted or (self.length is not None and self.length > limit):
             self.cut = self.whole = True
-        self.data = bytearray() if self.whole or self.length is None else bytearray(min(self.length + 1, _FIRST_SPACE))
+        self.data = bytearray() if self.whole or self.length is None else store
 
     def _framing(self) -> int | None:
         """Length of the body; None where chunks or the end of the connection tell it."""
@@ -116,8 +118,13 @@ class Body:
         if self.length is None:
             return None
         if self.filled == len(self.data):
-            self.data.extend(bytes(min(len(self.data), self.length + 1 - self.filled)))
+            self._grow(self.length + 1)
         return memoryview(self.data)[self.filled : self.length + 1]
+
+    def _grow(self, most: int) -> None:
+        """More room, doubling: a server that announces much and sends little must not cost memory."""
+        have = len(self.data)
+        self.data.extend(bytes(min(max(have, _FIRST_SPACE), max(_FIRST_SPACE, most) - have)))
 
     def received(self, n: int, scratch: memoryview) -> bool:
         """`n` bytes came, into `space()` or `scratch`. True when the body is whole."""
@@ -133,7 +140,7 @@ class Body:
         if self.length is not None:
             data = data[: self.length + 1 - self.filled]
             while len(self.data) < self.filled + len(data):
-                self.data.extend(bytes(len(self.data)))
+                self._grow(self.length + 1)
             self.data[self.filled : self.filled + len(data)] = data
             self.filled += len(data)
             return self.filled >= self.length
