@@ -269,17 +269,17 @@ def open_files(pid: int) -> set[str]:
 def test_nothing_is_left_when_the_worker_is_killed() -> None:
     """Not even of decoders that hang. Their memory has no name that could stay: nothing of theirs lies in /dev/shm."""
     here = Path(__file__)
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(here.parents[3]), str(here.parent)], stdout=subprocess.PIPE, text=True)
-    assert worker.stdout is not None
-    pids = [int(pid) for pid in worker.stdout.readline().split()]
-    assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
-    for pid in [worker.pid, *pids]:
-        files = open_files(pid)
-        assert any(file.startswith("/memfd:decoder-slot") for file in files)
-        assert not any(file.startswith("/dev/shm") for file in files) and "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
-    worker.kill()
-    worker.wait()
-    worker.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(here.parents[3]), str(here.parent)], stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout is not None
+            pids = [int(pid) for pid in worker.stdout.readline().split()]
+            assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
+            for pid in [worker.pid, *pids]:
+                files = open_files(pid)
+                assert any(file.startswith("/memfd:decoder-slot") for file in files)
+                assert not any(file.startswith("/dev/shm") for file in files) and "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+        finally:
+            worker.kill()
     assert wait_until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
