@@ -13,6 +13,7 @@ import os
 import random
 import tempfile
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,10 @@ class HostSlots:
         self.turns = self.per_host < processes
         self._me = float(os.getpid())
         self._file = _open(path)
-        self._table = memoryview(mmap.mmap(self._file, TABLE_BYTES)).cast("d")
+        if path is None:
+            weakref.finalize(self, os.close, self._file)
+        self._map = mmap.mmap(self._file, TABLE_BYTES)
+        self._table = memoryview(self._map).cast("d")
         self._hosts: dict[str, _Host] = {}
 
     def enter(self, host: str) -> float:
@@ -100,6 +104,12 @@ class HostSlots:
             for slot in host.held:
                 self._release(host, slot)
         self._hosts.clear()
+
+    def forget(self) -> None:
+        """Let go of the file's memory; the object is of no use afterwards."""
+        self._hosts.clear()
+        self._table.release()
+        self._map.close()
 
     def pause(self, host: str, seconds: float) -> None:
         """No process begins a request to the host for so long. A longer pause that holds already stays."""
@@ -160,19 +170,31 @@ class HostSlots:
 
 
 _opened: dict[tuple[Path, int, float | None, int, int], HostSlots] = {}
+_files: dict[Path, int] = {}
 
 
 def slots_of_run(run: str, per_host: int, rate: float | None, nodes: int, processes: int) -> HostSlots:
-    """The slots of a run on this machine, the same object for equal limits within a process; '' for no run: slots of this caller alone."""
+    """The slots of a run on this machine, the same object for equal limits within a process; '' for no run: slots of this caller alone.
+
+    A process works for one run at a time: what it has of another one is closed.
+    """
     if not run:
         return HostSlots(None, per_host, rate)
     key = (Path(tempfile.gettempdir(), f"{PREFIX}{os.getuid()}-{run}"), per_host, rate, nodes, processes)
+    if key[0] not in _files:
+        _close_other_runs()
     if key not in _opened:
         _opened[key] = HostSlots(*key)
     return _opened[key]
 
 
-_files: dict[Path, int] = {}
+def _close_other_runs() -> None:
+    for slots in _opened.values():
+        slots.forget()
+    for descriptor in _files.values():
+        os.close(descriptor)
+    _opened.clear()
+    _files.clear()
 
 
 def _open(path: Path | None) -> int:

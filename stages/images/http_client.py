@@ -22,7 +22,6 @@ from stages.images.resolver import Address, Resolver
 
 MAX_HEAD_BYTES = 1 << 16
 SCRATCH_BYTES = 1 << 18
-_HEAD_BYTES = 4096  # of a first read: the body behind a head waits for a place of its own
 _MAX_INTERIM = 8  # heads with status 1xx before the answer
 _EYEBALLS_DELAY_S = 0.25
 
@@ -36,8 +35,9 @@ class StaleConnection(ConnectionResetError):
 class Connection(asyncio.BufferedProtocol):
     """One connection, one request at a time. `scratch` is shared by all connections of a loop: it holds bytes only within one call."""
 
-    def __init__(self, scratch: memoryview, forget: Callable[[Connection], None]):
+    def __init__(self, scratch: bytearray, forget: Callable[[Connection], None]):
         self.scratch, self.forget = scratch, forget
+        self._view = memoryview(scratch)
         self.transport: asyncio.Transport | None = None
         self.body: Body | None = None
         self.reusable = self.reused = False
@@ -68,9 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self.body is None:
-            return self.scratch[:_HEAD_BYTES]
-        return self.body.space() or self.scratch
+        return self._view if self.body is None else self.body.space() or self._view
 
     def buffer_updated(self, n: int) -> None:
         if self._waiting is None or self._waiting.done():  # bytes that nobody asked for
@@ -78,31 +76,38 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
             return
         try:
-            if self.body is None:
-                self._bytes += self.scratch[:n]
-                self._read_head()
-            elif self.body.received(n, self.scratch):
-                self._finish()
+            if self.body is not None:
+                if self.body.received(n, self._view):
+                    self._finish()
+            elif self._bytes:
+                self._bytes += self._view[:n]
+                data = bytes(self._bytes)
+                self._bytes.clear()
+                self._read_head(data, memoryview(data))
+            else:
+                self._read_head(self.scratch, self._view[:n])
         except (BadResponse, EOFError) as error:
             self._fail(error)
 
-    def _read_head(self) -> None:
+    def _read_head(self, data: bytes | bytearray, view: memoryview) -> None:
+        """Heads at the beginning of `data`, of which `view` shows as much as came; what follows is the body's."""
+        at = 0
         while self.body is None:
-            end, skip = _end_of_head(self._bytes)
-            if end < 0 and len(self._bytes) <= MAX_HEAD_BYTES:
-                return
-            if end < 0 or end > MAX_HEAD_BYTES:
+            end, skip = _end_of_head(data, at, len(view))
+            if (len(view) if end < 0 else end) - at > MAX_HEAD_BYTES:
                 raise BadResponse(f"headers of more than {MAX_HEAD_BYTES} bytes")
-            head = parse_head(bytes(self._bytes[:end]))
-            del self._bytes[: end + skip]
+            if end < 0:
+                self._bytes += view[at:]
+                return
+            head = parse_head(bytes(view[at:end]))
+            at = end + skip
             if 100 <= head.status < 200:
                 self._interim += 1
                 if head.status == 101 or self._interim > _MAX_INTERIM:
                     raise BadResponse(f"status {head.status}, which was not asked for")
                 continue
             self.body = Body(head, self._wants(head), self._store)
-        rest, self._bytes = bytes(self._bytes), bytearray()
-        if self.body.take(rest):
+        if self.body.take(view[at:]):
             self._finish()
 
     def _finish(self) -> None:
@@ -138,10 +143,10 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(problem)
 
 
-def _end_of_head(data: bytearray) -> tuple[int, int]:
+def _end_of_head(data: bytes | bytearray, start: int, stop: int) -> tuple[int, int]:
     """Place of the empty line that ends a head, and its length; (-1, 0) where there is none yet. Bare line feeds count too."""
-    end = data.find(b"\r\n\r\n")
-    bare = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+    end = data.find(b"\r\n\r\n", start, stop)
+    bare = data.find(b"\n\n", start, end if end >= 0 else stop)
     if bare >= 0:
         return bare, 2
     return (end, 4) if end >= 0 else (-1, 0)
@@ -157,7 +162,7 @@ class HttpClient:
         self.resolver, self.tls, self.allow_private, self.max_idle = resolver, tls, allow_private, max_idle
         self._headers = _header_lines(headers)
         self._own_authorization = any(name.lower() == "authorization" for name in headers)
-        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._scratch = bytearray(SCRATCH_BYTES)
         self._idle: dict[Connection, Key] = {}  # oldest first
         self._by_key: dict[Key, list[Connection]] = {}
 

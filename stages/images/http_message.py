@@ -84,6 +84,7 @@ class Body:
         self.head, self.limit = head, limit
         self.cut = self.whole = False
         self.filled = 0
+        self._at_once: bytes | None = None  # a body that came with its head
         self.chunks: _Chunks | None = None
         self.length = self._framing()
         self.unwanted = limit <= 0 and self.length != 0
@@ -129,23 +130,26 @@ class Body:
     def received(self, n: int, scratch: memoryview) -> bool:
         """`n` bytes came, into `space()` or `scratch`. True when the body is whole."""
         if self.length is None:
-            return self.take(bytes(scratch[:n]))
+            return self.take(scratch[:n])
         self.filled += n
         return self.filled >= self.length
 
-    def take(self, data: bytes) -> bool:
+    def take(self, data: memoryview) -> bool:
         """Bytes that came elsewhere. True when the body is whole. Raises BadResponse."""
         if self.whole:
             return True
         if self.length is not None:
-            data = data[: self.length + 1 - self.filled]
+            if not self.filled and len(data) >= self.length:
+                self._at_once = bytes(data[: self.length])
+                self.filled = len(data)
+                return True
             while len(self.data) < self.filled + len(data):
                 self._grow(self.length + 1)
             self.data[self.filled : self.filled + len(data)] = data
             self.filled += len(data)
             return self.filled >= self.length
         if self.chunks is not None:
-            ended = self.chunks.feed(data, self.data)
+            ended = self.chunks.feed(bytes(data), self.data)
         else:
             self.data += data
             ended = False
@@ -164,7 +168,7 @@ class Body:
         if self.unwanted:
             return Answer(self.head)
         size = self.limit if self.cut else len(self.data) if self.length is None else self.length
-        body = bytes(memoryview(self.data)[:size])
+        body = bytes(memoryview(self.data)[:size]) if self._at_once is None else self._at_once
         coding = self.head.headers.get("Content-Encoding", "").strip().lower()
         if not body or self.cut or coding in ("", "identity"):
             return Answer(self.head, body, self.cut)

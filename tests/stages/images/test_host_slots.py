@@ -146,6 +146,15 @@ def test_a_host_that_says_429_is_paused_for_the_other_process_too(web: Any, work
     assert asked[1][0] - asked[0][0] >= 0.95, "a request came while the host was paused"
 
 
+def test_slots_of_no_run_leave_nothing_open() -> None:
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc to count descriptors in")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        HostSlots(None, 4)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_limits_are_divided_among_nodes() -> None:
     assert [HostSlots(None, 16, nodes=nodes).per_host for nodes in (1, 3, 100)] == [16, 5, 1]
     assert HostSlots(None, 16, rate=2.0, nodes=4).interval_s == 2.0
@@ -165,8 +174,12 @@ def test_files_of_dead_runs_are_removed(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / f"{prefix}dead").write_bytes(b"")
     first = slots_of_run("mine", 4, None, 1, 1)
     assert slots_of_run("mine", 4, None, 1, 1) is first
-    slots_of_run("next", 4, None, 1, 1)
-    assert sorted(path.name.removeprefix(prefix) for path in tmp_path.iterdir()) == ["mine", "next"]
+    assert [path.name.removeprefix(prefix) for path in tmp_path.iterdir()] == ["mine"]
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for number in range(50):
+        slots_of_run(f"later{number}", 4, None, 1, 1)
+    assert [path.name.removeprefix(prefix) for path in tmp_path.iterdir()] == ["later49"]
+    assert not before or len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("per_host", [0, 5000])

@@ -29,7 +29,7 @@ def take(data: bytes, step: int, limit: int = 100_000, end: bool = False) -> tup
     """The answer that a connection makes of `data` when it comes in pieces of `step` bytes, and whether it may be used again."""
 
     async def feed() -> tuple[Answer | Exception, bool]:
-        connection = Connection(memoryview(bytearray(1 << 18)), lambda _: None)
+        connection = Connection(bytearray(1 << 18), lambda _: None)
         connection.connection_made(Transport())
         waiting = connection.ask(b"", lambda head: limit)
         at = 0
