@@ -75,12 +75,14 @@ def _told(bucket: str, key: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise Fatal(f"{url}: access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy ({_short(error)})") from None
     except exceptions.BaseError as error:
+        if "/latest/api/token" in str(error):  # neither the environment nor the machine's role has any
+            raise Fatal(f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role gives them") from None
         advice = "check the network and AWS_ENDPOINT_URL, then run the same command again"
         raise Fatal(f"{url}: the object store gave no good answer ({_short(error)}); {advice}") from None
 
 
 def _short(error: BaseException) -> str:
-    text = mask(" ".join(str(error).split()))
+    text = mask(" ".join(str(error).partition("Debug source:")[0].split()))
     return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]} ..."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -52,7 +53,7 @@ def import_file(path: str) -> None:
         raise RecipeError(f"--import {path}: no such file")
     if str(file) in imported_files:
         return
-    name = f"pairmill_plugin_{file.stem}"
+    name = f"pairmill_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"  # files of two folders may have one name
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

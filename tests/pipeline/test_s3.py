@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import typer
 
-from pipeline import registry
+from pipeline import object_store, registry
 from pipeline.cli import app
+from pipeline.errors import Fatal, RecipeError
 from pipeline.explain import explain
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe, build_recipe
@@ -113,3 +114,22 @@ def test_reading_commands_know_object_storage(s3: S3Server, capsys: pytest.Captu
     assert not make_plan(pictures(), s3.place("run")).to_dict().get("new")
     code = typer.main.get_command(app)(["verify", s3.place("run")], standalone_mode=False)
     assert code == 0 and "no problems found" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"s3://nowhere-here/run/run.json: there is no bucket 'nowhere-here' at http://127.0.0.1"):
+        run(make_recipe(STAGES), "s3://nowhere-here/run", LOCAL)
+    with pytest.raises(RecipeError, match="s3://bucket: name a folder in the bucket"):
+        run(make_recipe(STAGES), "s3://bucket", LOCAL)
+    with pytest.raises(RecipeError, match="gs://bucket/run: a run directory is a local folder or s3://BUCKET/FOLDER"):
+        run(make_recipe(STAGES), "gs://bucket/run", LOCAL)
+    with pytest.raises(RecipeError, match="s3://bucket/none: no run here"):
+        open_run(s3.place("none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
+    object_store._store.cache_clear()
+    with pytest.raises(Fatal, match="no credentials found; set AWS_ACCESS_KEY_ID"):
+        run(make_recipe(STAGES), s3.place("run"), LOCAL)
+    object_store._store.cache_clear()
