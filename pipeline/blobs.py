@@ -57,6 +57,7 @@ TAR_END = b"\0" * (2 * BLOCK)
 class BlobWriter:
     """Appends members to temporary tars; `finish` commits them under names that contain their digests.
 
+    The digest is taken over the headers and the members' SHA-256, which stages know already: no byte is hashed twice.
     A tar bound for object storage is written to a local folder first: its name is known only at its end.
     Raises Fatal naming the disk where it is full.
     """
@@ -71,8 +72,11 @@ class BlobWriter:
         self._done: list[tuple[str, Path, str]] = []
         self._count = 0
 
-    def add(self, key: str, extension: str, data: bytes) -> tuple[str, int, int]:
-        """Append one member. Returns (token of the tar, offset of the data, size); run_part replaces the token by the name."""
+    def add(self, key: str, extension: str, data: bytes, sha256: bytes | None = None) -> tuple[str, int, int]:
+        """Append one member; `sha256` is that of `data`, where it is known.
+
+        Returns (token of the tar, offset of the data, size); run_part replaces the token by the name.
+        """
         if self._open is not None and self._written + len(data) > self.max_bytes:
             self._close_current()
         if self._open is None:
@@ -80,11 +84,14 @@ class BlobWriter:
         handle = self._handle
         header = tar_header(f"{key}.{extension}", len(data))
         offset = self._written + len(header)
-        block = b"".join((header, data, padding(len(data))))
+        end = padding(len(data))
         with writing(self._path):
-            handle.write(block)
-        self._digest.update(block)
-        self._written += len(block)
+            handle.write(header)
+            handle.write(data)
+            handle.write(end)
+        self._digest.update(header)
+        self._digest.update(sha256 or hashlib.sha256(data).digest())
+        self._written += len(header) + len(data) + len(end)
         return self._token, offset, len(data)
 
     def _start(self) -> None:
@@ -105,7 +112,6 @@ class BlobWriter:
             self._handle.flush()
             os.fsync(self._handle.fileno())
             self._handle.close()
-        self._digest.update(TAR_END)
         self._done.append((self._token, self._path, self._digest.hexdigest()[:16]))
         self._open = None
 

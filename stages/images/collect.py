@@ -67,7 +67,7 @@ class Collector:
             origin = "" if fetched.status is None else f" (status {fetched.status}, {fetched.content_type})"
             self.found[fetched.row] = Failure(made.code, made.detail + origin)
             return
-        where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), made.image.format, made.image.data)
+        where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), made.image.format, made.image.data, made.image_sha256)
         self.found[fetched.row] = {**_stored_values(len(fetched.body), made, where), **self.describe(fetched)}
 
     def _by_header(self, body: bytes) -> Normalized | Failure | None:

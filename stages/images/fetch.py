@@ -25,7 +25,6 @@ _LONGEST_LOOKUP_S = 8.0
 _LOOKUP_PAUSE_S = 3.0  # after a burst of lookups that the resolver dropped
 _MORE_TRIES_WHEN_LIMITED = 3  # a host that says 429 works; it asks for time
 _LOST = frozenset({FailureCode.DNS, FailureCode.CONNECT, FailureCode.TIMEOUT})
-_UNREACHED = PASSING - {FailureCode.HTTP_5XX, FailureCode.RATE_LIMITED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,6 @@ class FetchOptions:
 
 
 Handle = Callable[[Fetched], Awaitable[None]]
-Watch = Callable[[Failure | None], None]
 
 
 @dataclass(slots=True)
@@ -73,16 +71,15 @@ class _Job:
 
 
 async def fetch_all(
-    urls: Sequence[str | None], options: FetchOptions, handle: Handle, slots: HostSlots | None = None, watch: Watch = lambda failure: None
+    urls: Sequence[str | None], options: FetchOptions, handle: Handle, slots: HostSlots | None = None
 ) -> None:
     """Fetch every URL and await `handle` with each result as it comes; order is that of completion.
 
-    At most `concurrency` results exist at a time, for a worker takes its next URL when `handle` has returned. `watch`
-    hears of each row that was asked for: the failure of one that was not reached, else None; it may raise to stop all.
-    Raises Fatal for a fault of this machine, and what `handle` and `watch` raise; nothing for what a URL or server does.
+    At most `concurrency` results exist at a time, for a worker takes its next URL when `handle` has returned.
+    Raises Fatal for a fault of this machine, and what `handle` raises (which stops all); nothing for what a URL or server does.
     """
     slots = slots or HostSlots(None, options.per_host, options.per_host_rate)
-    fetcher = _Fetcher(options, handle, slots, watch)
+    fetcher = _Fetcher(options, handle, slots)
     try:
         for row, text in enumerate(urls):
             url = check_url(text)
@@ -100,8 +97,8 @@ async def fetch_all(
 class _Fetcher:
     """The workers of one `fetch_all`."""
 
-    def __init__(self, options: FetchOptions, handle: Handle, slots: HostSlots, watch: Watch):
-        self.options, self.handle, self.watch = options, handle, watch
+    def __init__(self, options: FetchOptions, handle: Handle, slots: HostSlots):
+        self.options, self.handle = options, handle
         self.queue: HostQueue[_Job] = HostQueue(slots, options.max_wait_s)
         self.agent = agent_token(options.user_agent)
 
@@ -131,7 +128,6 @@ class _Fetcher:
             failure = job.result.failure
             if failure is not None:
                 job.result.body = b""
-            self.watch(failure if failure is not None and failure.code in _UNREACHED else None)
             await self.handle(job.result)
 
     async def _step(self, job: _Job) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.blobs import BlobWriter
+from pipeline.budget import BudgetWindow
 from pipeline.errors import Budget, BudgetExceeded, Fatal, RecipeError
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, run
@@ -161,17 +162,18 @@ def test_secrets_of_headers_stay_in_the_environment(tmp_path: Path, web: Any, jp
         download(tmp_path, [web.url("/a")], headers=headers)
 
 
-def test_an_outage_stops_the_part_with_the_diagnosis(tmp_path: Path) -> None:
+def test_an_outage_stops_the_part_before_its_end(tmp_path: Path) -> None:
+    window = BudgetWindow("download", Budget(min_rows=50))
+
+    def report(place: int, outcome: Any) -> None:
+        window.add(outcome.code if isinstance(outcome, Failure) else "")
+        window.check()
+
     stage = Download(Download.Params(**{**SETTINGS, "give_up_host_after": 10}))
-    context = Context("download", 0, blobs=BlobWriter(tmp_path, 0), budget=Budget(min_rows=50))
-    with pytest.raises(BudgetExceeded, match="download: 100% of the last 50 rows failed, all connect. Check the network"):
+    context = Context("download", 0, blobs=BlobWriter(tmp_path, 0), report=report)
+    with pytest.raises(BudgetExceeded, match="100% of the first 50 rows failed, all connect"):
         stage.compute(rows_of(["http://127.0.0.1:1/a"] * 1000), context)
-
-
-def test_missing_pages_are_no_outage(tmp_path: Path, web: Any) -> None:
-    context = Context("download", 0, blobs=BlobWriter(tmp_path, 0), budget=Budget(min_rows=50))
-    results = Download(Download.Params(**SETTINGS)).compute(rows_of([web.url("/missing")] * 100), context)
-    assert {result.code for result in results if isinstance(result, Failure)} == {"http_4xx"}
+    assert window.seen == 50
 
 
 def test_switching_opt_outs_off_and_on_fetches_their_rows_alone(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
@@ -261,7 +263,7 @@ def test_wrong_parameters_are_refused() -> None:
 
 def test_full_disk_stops_the_run_and_no_row_takes_the_blame(web: Any, jpeg: Callable[..., bytes]) -> None:
     class FullDisk:
-        def add(self, key: str, extension: str, data: bytes) -> tuple[str, int, int]:
+        def add(self, key: str, extension: str, data: bytes, sha256: bytes | None = None) -> tuple[str, int, int]:
             raise OSError(28, "No space left on device", "blobs/part-00000.tar")
 
     web.answers["/a"] = web.http(jpeg())

@@ -261,14 +261,11 @@ def test_an_outage_stops_the_fetch_at_once(web: Any) -> None:
 
     told: list[str] = []
 
-    def watch(failure: Failure | None) -> None:
-        told.append(failure.code if failure else "")
+    async def handle(result: Fetched) -> None:
+        told.append(result.failure.code if result.failure else "")
         if len(told) >= 20:
             raise Stop
 
-    async def handle(result: Fetched) -> None:
-        pass
-
     with pytest.raises(Stop):
-        asyncio.run(fetch_all([f"http://127.0.0.{n}:1/" for n in range(1, 200)], FetchOptions(allow_private=True, retries=0), handle, watch=watch))
+        asyncio.run(fetch_all([f"http://127.0.0.{n}:1/" for n in range(1, 200)], FetchOptions(allow_private=True, retries=0), handle))
     assert set(told) == {"connect"} and len(told) < 100
