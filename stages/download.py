@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -74,11 +75,17 @@ class Download(StoringStage):
         collector = self.collector(rows, ctx, fetch_values)
         hashes = given_hashes(self.params.sha256_column, self.params.md5_column)
 
+        arrived: deque[int] = deque()  # rows not yet reported, in the order in which they came
+
         async def handle(fetched: Fetched) -> None:
             if hashes and fetched.body:
                 fetched.failure = hash_problem(fetched.body, rows[fetched.row], hashes)
+            arrived.append(fetched.row)
             await collector.handle(fetched)
-            ctx.report(fetched.row, collector.found[fetched.row] or {})  # a broken network must stop the run before the part's end
+            # A broken network must stop the run before the part's end. A failure waits for images that came before it and
+            # are still being decoded: in the order of completion quick failures would seem to be all there is.
+            while arrived and (outcome := collector.found[arrived[0]]) is not None:
+                ctx.report(arrived.popleft(), outcome)
 
         slots = slots_of_run(ctx.run, self.params.per_host, self.params.per_host_rate, ctx.nodes, -(-ctx.workers // ctx.nodes))
         asyncio.run(fetch_all([row["url"] for row in rows], self._options(), handle, slots))
