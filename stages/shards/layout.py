@@ -18,9 +18,9 @@ from pathlib import Path
 from pipeline.errors import Fatal
 from pipeline.files import commit_bytes, sync_folder
 from schemas.dataset import MANIFEST
-from stages.shards.files import EMBEDDINGS, INDEX, TAR, Footer, read_footers
+from stages.shards.files import EMBEDDINGS, INDEX, OFFSETS, TAR, Footer, read_footers
 
-_OURS = re.compile(r"(shards/.+-\d{5,}(\.embeddings)?\.(tar|parquet)|rejected/part-\d{5,}\.parquet)")
+_OURS = re.compile(r"(shards/.+-\d{5,}(\.embeddings)?\.(tar|tar\.idx|parquet)|rejected/part-\d{5,}\.parquet)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Unit:
 
 
 def shard_suffixes(footer: Footer) -> tuple[str, ...]:
-    return (TAR, EMBEDDINGS, INDEX) if footer.embeddings_sha256 else (TAR, INDEX)
+    return (TAR, OFFSETS, EMBEDDINGS, INDEX) if footer.embeddings_sha256 else (TAR, OFFSETS, INDEX)
 
 
 class Layout:
@@ -139,9 +139,8 @@ def is_whole(stem: Path, footer: Footer) -> bool:
     if footer.kind != "index":
         return True
     try:
-        return stem.with_name(stem.name + TAR).stat().st_size == footer.tar_bytes and (
-            not footer.embeddings_sha256 or stem.with_name(stem.name + EMBEDDINGS).exists()
-        )
+        beside = [suffix for suffix in shard_suffixes(footer) if suffix not in (TAR, INDEX)]
+        return stem.with_name(stem.name + TAR).stat().st_size == footer.tar_bytes and all(stem.with_name(stem.name + suffix).exists() for suffix in beside)
     except FileNotFoundError:
         return False
 

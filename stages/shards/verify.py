@@ -20,6 +20,7 @@ from schemas.dataset import IMAGE_EXTENSIONS, INDEX_COLUMNS, MANIFEST, PLACE_COL
 from stages.images.decode import decode as decode_image
 from stages.images.header import ImageError, read_header
 from stages.shards.files import file_sha256
+from stages.shards.metadata import metadata_problems
 from stages.shards.rows import json_floats, plain_value
 
 _NO_LIMIT = 1 << 62  # pixels: the stage that stored the image has checked its own limit
@@ -67,6 +68,7 @@ def verify_dataset(folder: Path, decode: bool = True, threads: int = 2) -> list[
                 readable.append(shard)
     problems += _across_shards(folder, manifest, readable)
     problems += _counts(folder, manifest, missing)
+    problems += [Problem(name, "", what) for name, what in metadata_problems(folder, manifest)]
     return problems
 
 
