@@ -49,6 +49,19 @@ def stored_image(dataset: Path, row: dict[str, Any]) -> bytes:
     raise AssertionError(row["key"])
 
 
+# open_clip_torch 3.3.0 asks for webdataset <= 0.2.86 to train. A later one marks the end of each tar by an empty entry, at which open_clip's loader
+# stops with KeyError 'fname'; asked not to, it does what 0.2.86 does. All else is the trainer as it comes.
+_TRAIN = """
+import functools, inspect, sys, open_clip, open_clip_train.data as data
+if "eof_value" in inspect.signature(data.tar_file_expander).parameters:
+    data.tar_file_expander = functools.partial(data.tar_file_expander, eof_value=None)
+open_clip.add_model_config(sys.argv[1])
+from open_clip_train.main import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
 def test_open_clip_trainer_takes_steps(dataset: Path, tmp_path: Path) -> None:
     """open_clip's own trainer: it takes the number of samples from sizes.json, and trains an epoch of a tiny CLIP."""
     pytest.importorskip("open_clip_train", reason="open_clip_train comes with open_clip_torch")
@@ -58,10 +71,9 @@ def test_open_clip_trainer_takes_steps(dataset: Path, tmp_path: Path) -> None:
     model.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
     samples = Manifest.load(dataset).splits["train"].samples
     last = len(Manifest.load(dataset).splits["train"].shards) - 1
-    script = f"import open_clip; open_clip.add_model_config({str(model)!r}); from open_clip_train.main import main; import sys; main(sys.argv[1:])"
     options = ["--model", "tiny", "--train-data", f"{dataset}/shards/train-{{00000..{last:05d}}}.tar", "--dataset-type", "webdataset", "--batch-size", "16"]
     options += ["--epochs", "1", "--workers", "1", "--logs", str(tmp_path / "logs"), "--name", "t", "--log-every-n-steps", "1", "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", script, *options], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, "-c", _TRAIN, str(model), *options], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [line for line in done.stderr.splitlines() if "Train Epoch: 0" in line]
     assert len(steps) >= samples // 16 and f"/{-(-samples // 16) * 16} (" in steps[-1]
