@@ -13,6 +13,7 @@ from pipeline.files import commit_file, temporary_name
 
 MAX_TAR_BYTES = 1 << 30
 BLOCK = 512
+REMOVED = "removed"  # in place of a tar's name: the image was removed, the row's other values stay
 
 
 _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148
@@ -122,6 +123,16 @@ class BlobWriter:
         self._done.clear()
 
 
+def gone(path: Path) -> Fatal:
+    """What to say where a tar `<run>/blobs/<stage>/<name>` is not there."""
+    if path.name == REMOVED:
+        return Fatal(
+            f"{path.parents[2]}: this recipe needs images of {path.parent.name} that `pairmill gc --dead-rows` removed; "
+            f"run `pairmill gc {path.parents[2]} --fetch-again`, then the same command again: it fetches them anew"
+        )
+    return Fatal(f"{path}: this tar of stored images is gone; restore it, or run again in a new folder")
+
+
 class ImageRef:
     """The stored image of a row: reads its bytes from the blob tar when asked."""
 
@@ -137,7 +148,7 @@ class ImageRef:
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            raise Fatal(f"{self.path}: this tar of stored images is gone; restore it, or run again in a new folder") from None
+            raise gone(self.path) from None
         try:
             data = os.pread(descriptor, self.size, self.offset)
         finally:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import cli_dataset
 from pipeline.cli_options import (
     EXIT_FAILED,
     Address,
@@ -39,7 +40,6 @@ from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
 app = typer.Typer(
     name="pairmill",
     help="Turns a table of image URLs with noisy alt-text into curated image-text shards, and trains a model on them.",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -224,9 +224,7 @@ def verify(
     Example:
       pairmill verify RUN
     """
-    folder = out if (out / "manifest.json").is_file() else out / "dataset"
-    if not (folder / "manifest.json").is_file():
-        raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
+    folder = cli_dataset.dataset_of(out)
     # The checks know shards and images and stand among the stages, which this package must not import.
     problems = list(importlib.import_module("stages.shards.verify").verify_dataset(folder, decode=decode))
     if json:
@@ -240,6 +238,10 @@ def verify(
     if problems:
         say(f"{len(problems):,} problem{'' if len(problems) == 1 else 's'} in {folder}; delete it and run the same command again to write it anew")
     return EXIT_FAILED if problems else 0
+
+
+app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
+app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)
 
 
 @app.command(short_help="Run it all on a small rendered web.")

@@ -106,7 +106,8 @@ def _record_sets(shards: list[Shard], index: pa.Schema) -> list[dict[str, Any]]:
     rejected = _table("rejected", "rejected-files", "Rows that are in no shard.", [(name, kind) for name, kind in REJECTED_COLUMNS.items()])
     if not shards:
         return [rejected]
-    pairs = _table("pairs", "index-files", "One record per image-text pair.", [(field.name, field.type) for field in index if _data_type(field.name, field.type)])
+    columns = [(field.name, field.type) for field in index if _data_type(field.name, field.type)]
+    pairs = _table("pairs", "index-files", "One record per image-text pair.", columns)
     pairs["key"] = {"@id": "pairs/key"}
     images = {
         "@type": "cr:RecordSet", "@id": "images", "name": "images", "description": f"The images of {shards[0].tar}; all other tars are built alike.",
