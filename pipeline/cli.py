@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        results().print(f"pairmill {version('pairmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(show: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
+    pass
+
 
 def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float | None) -> Recipe:
     return load_recipe(recipe, list(sets or []), limit, sample)

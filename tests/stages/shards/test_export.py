@@ -23,7 +23,7 @@ MAX_BYTES = 60_000  # of images that have about 1 KB
 
 @pytest.fixture
 def dataset(make_recipe: MakeRecipe, tmp_path: Path) -> Path:
-    run(make_recipe(rows=400, splits={"train": 0.9, "val": 0.1}), tmp_path / "run", RunOptions(executor="local"))
+    run(make_recipe(rows=400, rows_per_part=200, max_samples=70, splits={"train": 0.9, "val": 0.1}), tmp_path / "run", RunOptions(executor="local"))
     return tmp_path / "run" / "dataset"
 
 
@@ -72,7 +72,7 @@ def test_a_second_call_writes_only_what_is_missing_or_changed(dataset: Path, mak
     assert export_dataset(dataset, out, max_bytes=MAX_BYTES)["written"] == 2
     assert {path.name: path.read_bytes() for path in (out / "data").iterdir()} == files
     assert export_dataset(dataset, out, max_bytes=MAX_BYTES)["written"] == 0
-    run(make_recipe(rows=400, splits={"train": 0.9, "val": 0.1}, min=0.8), dataset.parent, RunOptions(executor="local"))
+    run(make_recipe(rows=400, rows_per_part=200, max_samples=70, splits={"train": 0.9, "val": 0.1}, min=0.8), dataset.parent, RunOptions(executor="local"))
     again = export_dataset(dataset, out, max_bytes=MAX_BYTES)
     assert again["rows"] < first["rows"] / 2 and len(list((out / "data").iterdir())) == again["files"] < first["files"]
 
