@@ -28,8 +28,8 @@ def tar_offsets(images: Sequence[int], tar_bytes: int) -> bytes:
 
 def energon_files(splits: dict[str, Split]) -> dict[str, bytes]:
     """Name in the dataset -> content of the files of `.nv-meta`."""
-    counts = {shard.tar: shard.samples for split in splits.values() for shard in split.shards}
-    parts = {name: [shard.tar for shard in splits[name].shards] if name in splits else [] for name in dict.fromkeys((*_OWN_SPLITS, *splits))}
+    counts = dict(sorted((shard.tar, shard.samples) for split in splits.values() for shard in split.shards))
+    parts = {name: [shard.tar for shard in splits[name].shards] if name in splits else [] for name in dict.fromkeys((*_OWN_SPLITS, *sorted(splits)))}
     sample = {
         "sample_type": {"__module__": "megatron.energon", "__class__": "CaptioningSample"},
         "field_map": {"image": ",".join(IMAGE_EXTENSIONS), "caption": CAPTION_EXTENSION},

@@ -68,7 +68,8 @@ def verify_dataset(folder: Path, decode: bool = True, threads: int = 2) -> list[
                 readable.append(shard)
     problems += _across_shards(folder, manifest, readable)
     problems += _counts(folder, manifest, missing)
-    problems += [Problem(name, "", what) for name, what in metadata_problems(folder, manifest)]
+    if not problems:  # what is said of the files is compared with sound ones
+        problems = [Problem(name, "", what) for name, what in metadata_problems(folder, manifest)]
     return problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -22,6 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.run import RunOptions, run
 from schemas.dataset import Manifest
 from stages.shards.croissant import check_croissant
+from stages.shards.energon import energon_files, tar_offsets
 from stages.shards.verify import verify_dataset
 
 MakeRecipe = Callable[..., Recipe]
@@ -224,9 +226,26 @@ def test_our_check_finds_what_the_reference_validator_lets_pass(dataset: Path, c
     assert any(told in problem for problem in check_croissant({**data, **change}, manifest, columns))
 
 
-def test_verify_finds_changed_metadata(dataset: Path) -> None:
-    (dataset / ".nv-meta/split.yaml").write_text("split_parts: {}\n")
-    offsets = next((dataset / "shards").glob("*.tar.idx"))
-    offsets.write_bytes(offsets.read_bytes()[:-8])
-    found = Counter(problem.file for problem in verify_dataset(dataset, decode=False))
-    assert found == {".nv-meta/split.yaml": 2, f"shards/{offsets.name}": 2}  # its digest, and what is wrong with it
+def test_verify_finds_metadata_that_is_not_of_these_shards(dataset: Path) -> None:
+    """Even where the manifest has the digests of the wrong files."""
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    shard = manifest["splits"]["train"]["shards"][0]
+    for name, data in ((".nv-meta/split.yaml", b"split_parts: {}\n"), (shard["offsets"], (dataset / shard["offsets"]).read_bytes()[:-8])):
+        (dataset / name).write_bytes(data)
+        assert [problem.file for problem in verify_dataset(dataset, decode=False)] == [name]  # its digest
+        sign(dataset, name, data, manifest, shard)
+        assert [problem.file for problem in verify_dataset(dataset, decode=False)] == [name]
+        (dataset / name).unlink()
+        assert any(problem.file == name and "no such file" in problem.what for problem in verify_dataset(dataset, decode=False))
+        places = pq.read_table(dataset / shard["index"], columns=["offset"])["offset"].to_pylist()
+        right = energon_files(Manifest.load(dataset).splits).get(name) or tar_offsets(places, shard["tar_bytes"])
+        (dataset / name).write_bytes(right)
+        sign(dataset, name, right, manifest, shard)
+        assert verify_dataset(dataset, decode=False) == []
+
+
+def sign(dataset: Path, name: str, data: bytes, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
+    """Write the digest of `data` into the manifest."""
+    target, key = (manifest["files"], name) if name in manifest["files"] else (shard, "offsets_sha256")
+    target[key] = hashlib.sha256(data).hexdigest()
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
