@@ -11,6 +11,7 @@ import typer
 from pipeline.cli_options import Debug, Imports, Json, RunFolder, answers
 from pipeline.console import number, plain_table, print_json, results, say
 from pipeline.errors import RecipeError
+from pipeline.storage import Place, place_of
 
 
 @answers
@@ -42,9 +43,10 @@ def export(
     return 0
 
 
-def dataset_of(out: Path) -> Path:
+def dataset_of(out: str) -> Place:
     """The dataset folder of a run, or the folder itself where it is one. Raises RecipeError where there is none."""
-    folder = out if (out / "manifest.json").is_file() else out / "dataset"
+    root = place_of(out)
+    folder = root if (root / "manifest.json").is_file() else root / "dataset"
     if not (folder / "manifest.json").is_file():
         raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
     return folder
@@ -78,11 +80,11 @@ def gc(
     if json:
         print_json(found)
         return 0
-    _tell(found, out, dead_rows, fetch_again)
+    _tell(found, dead_rows, fetch_again)
     return 0
 
 
-def _tell(found: dict, out: Path, dead_rows: bool, fetch_again: bool) -> None:
+def _tell(found: dict, dead_rows: bool, fetch_again: bool) -> None:
     console, verb = results(), "would be removed" if found["dry_run"] else "removed"
     console.print(f"{found['tars']:,} tars ({number(found['tar_bytes'])} bytes) and {found['vectors']:,} vectors files "
         f"({number(found['vector_bytes'])} bytes) {verb}")  # fmt: skip

@@ -9,22 +9,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.blobs import BLOCK, REMOVED, BlobWriter, ImageRef, padding
+from pipeline.blobs import BLOCK, REMOVED, BlobWriter, gone, padding
 from pipeline.chain import Node, Ref
 from pipeline.errors import Fatal
-from pipeline.files import remove_temporaries
+from pipeline.files import read_metadata, remove_files, remove_temporaries
 from pipeline.lock import RunLock, read_owner
 from pipeline.part import is_done
 from pipeline.run import open_run
 from pipeline.run_view import RunView
+from pipeline.storage import Place, place_of
 from pipeline.store import VALUES, Store, empty_values
 from pipeline.view import flat
 from schemas.outcome import Outcome, Status
@@ -57,23 +56,24 @@ class Collected:
         return {**plain, "freed_bytes": self.tar_bytes + self.vector_bytes - self.copied_bytes, "removed_by_reason": removed}
 
 
-def collect(out: str | Path, dry_run: bool = False, dead_rows: bool = False, fetch_again: bool = False) -> Collected:
+def collect(out: str | Place, dry_run: bool = False, dead_rows: bool = False, fetch_again: bool = False) -> Collected:
     """Remove tars and vectors that no committed row names, of all stages whose values lie in the run directory.
 
     dead_rows: also images of rows that are not in the dataset; their other values stay valid. fetch_again: make values whose image was
     so removed not valid, so that the next run fetches them. Raises RecipeError where there is no run, Fatal while another works in it.
     """
-    run = open_run(out)
+    root = place_of(out)
+    run = open_run(str(out))
     if dry_run:
-        owner = read_owner(Path(out) / "lock")
+        owner = read_owner(root / "lock")
         if owner is not None and owner.alive:
             raise Fatal(f"{out}: a run works here (process {owner.pid} on {owner.host}); wait for it or stop it")
         return _collect(run, Collected(dry_run=True), dead_rows, fetch_again)
-    lock = RunLock(Path(out))
+    lock = RunLock(root)
     lock.acquire()
     try:
         run.store.token = lock.token
-        done = Collected(temporaries=remove_temporaries(Path(out)))
+        done = Collected(temporaries=remove_temporaries(root))
         return _collect(run, done, dead_rows, fetch_again)
     finally:
         lock.release()
@@ -88,42 +88,47 @@ def _collect(run: RunView, done: Collected, dead_rows: bool, fetch_again: bool) 
                 _forget(run, node, part, done)
             if dead_rows:
                 spared.setdefault(node.name, set()).update(_strip(run, node, part, done))
-    for folder in _folders(run.root / "blobs"):
-        named = _named_tars(run.store, folder.name) - (spared.get(folder.name, set()) if done.dry_run else set())
-        for path in sorted(folder.glob("part-*.tar")):
+    for stage, paths in _by_stage(run.root / "blobs", "part-*.tar").items():
+        named = _named_tars(run.store, stage) - (spared.get(stage, set()) if done.dry_run else set())
+        for path in paths:
             if path.name not in named:
                 done.tars, done.tar_bytes = done.tars + 1, done.tar_bytes + path.stat().st_size
                 _remove(run.store, path, done)
-    for folder in _folders(run.root / VALUES):
-        named = {name for part in _parts(folder) if (record := run.store.record(VALUES, folder.name, part)) for name in record.side_files.values()}
-        for path in sorted(folder.glob("part-*.vectors.parquet")):
+    for stage, paths in _by_stage(run.root / VALUES, "part-*.vectors.parquet").items():
+        named = {name for part in _parts(run.store, stage) if (record := run.store.record(VALUES, stage, part)) for name in record.side_files.values()}
+        for path in paths:
             if path.name not in named:
                 done.vectors, done.vector_bytes = done.vectors + 1, done.vector_bytes + path.stat().st_size
                 _remove(run.store, path, done)
     return done
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("*") if path.is_dir())
+def _by_stage(root: Place, pattern: str) -> dict[str, list[Place]]:
+    """Files under `<root>/<stage>/` by stage, of all stages that have some."""
+    found: dict[str, list[Place]] = {}
+    paths: list[Place] = list(root.rglob(pattern))
+    for path in sorted(paths, key=str):
+        found.setdefault(path.parent.name, []).append(path)
+    return found
 
 
-def _parts(folder: Path) -> list[int]:
+def _parts(store: Store, stage: str) -> list[int]:
     """Parts that have a values file."""
-    names = (path.name.removesuffix(".parquet") for path in folder.glob("part-*.parquet"))
+    names = (path.name.removesuffix(".parquet") for path in (store.root / VALUES / stage).glob("part-*.parquet"))
     return sorted(int(found[1]) for name in names if (found := _PART.fullmatch(name)))
 
 
-def _remove(store: Store, path: Path, done: Collected) -> None:
+def _remove(store: Store, path: Place, done: Collected) -> None:
     if not done.dry_run:
         store.guard()
-        path.unlink(missing_ok=True)
+        remove_files([path])
 
 
 def _named_tars(store: Store, stage: str) -> set[str]:
     """Tars that rows with a value name, whatever recipe they were made by."""
     named: set[str] = set()
-    for part in _parts(store.root / VALUES / stage):
-        if "tar" not in pq.read_schema(store.path(VALUES, stage, part)).names:
+    for part in _parts(store, stage):
+        if "tar" not in read_metadata(store.path(VALUES, stage, part)).schema.names:
             continue
         table = store.read(VALUES, stage, part, ["outcome", "tar"])
         assert table is not None
@@ -161,7 +166,7 @@ def _strip(run: RunView, node: Node, part: int, done: Collected) -> set[str]:
         return touched
     done.copied_bytes += _copy(run, node, part, alive, tars, offsets, sizes)
     for row in dead:
-        tars[row], offsets[row] = REMOVED, None
+        tars[row], offsets[row] = REMOVED, 0
     for name, values in (("tar", tars), ("offset", offsets)):
         table = table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
     run.store.commit(table, record)  # location columns stand outside the digest: the record is as it was
@@ -178,7 +183,7 @@ def _copy(run: RunView, node: Node, part: int, rows: list[int], tars: list[Any],
     writer = BlobWriter(folder, part, run.store.guard)
     try:
         for row in rows:
-            member = ImageRef(folder / tars[row], offsets[row] - BLOCK, BLOCK + sizes[row]).read()
+            member = _read(folder / tars[row], offsets[row] - BLOCK, BLOCK + sizes[row])
             key, _, extension = member[:_NAME_BYTES].rstrip(b"\0").decode("ascii").rpartition(".")
             tars[row], offsets[row], _ = writer.add(key, extension, member[BLOCK:])
         names = writer.finish()
@@ -188,6 +193,18 @@ def _copy(run: RunView, node: Node, part: int, rows: list[int], tars: list[Any],
     for row in rows:
         tars[row] = names[tars[row]]
     return sum((folder / name).stat().st_size for name in names.values())
+
+
+def _read(path: Place, offset: int, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except FileNotFoundError:
+        raise gone(path) from None
+    if len(data) != size:
+        raise Fatal(f"{path}: {len(data)} of {size} bytes at {offset}: the tar was cut after it was committed; nothing of it was removed")
+    return data
 
 
 def _forget(run: RunView, node: Node, part: int, done: Collected) -> None:

@@ -22,9 +22,10 @@ imported_files: list[str] = []
 
 
 def nearest(name: str, choices: Any) -> str:
-    """' (did you mean X?)' or '' where nothing is near."""
-    close = get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """' (did you mean X?)' or '' where nothing is near; capitals make no difference."""
+    known = {choice.lower(): choice for choice in reversed(list(choices))}
+    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
 def _register_from(module: Any, origin: str) -> None:

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.errors import Fatal, RecipeError, as_fatal
-from pipeline.files import commit_bytes, commit_file, temporary_name
+from pipeline.files import commit_bytes, commit_file, parquet_source, temporary_name
 from pipeline.registry import nearest
+from pipeline.storage import Place
 from schemas.dataset import CARD, FOOTER_KEY, MANIFEST, PLACE_COLUMNS, Manifest, ManifestError, Shard
 from stages.shards.features import IMAGE, is_bytes
 
@@ -38,20 +39,20 @@ class Piece:
     stop: int
 
 
-def export_dataset(dataset: Path, out: Path, split: str | None = None, max_bytes: int = 500_000_000) -> dict[str, Any]:
+def export_dataset(dataset: Place, out: Path, split: str | None = None, max_bytes: int = 500_000_000) -> dict[str, Any]:
     """Write the splits of a dataset folder; returns rows, files, and how many files were written now.
 
     max_bytes: most image bytes of a file (a larger image stands alone). Memory is bounded by one row group and one shard's index. Files that
     an earlier call finished from equal shards stay. Raises RecipeError for a folder or split that is not there, Fatal where a tar is damaged.
     """
     try:
-        manifest = Manifest.load(dataset)
-    except ManifestError as error:
+        manifest = Manifest.parse((dataset / MANIFEST).read_bytes(), str(dataset / MANIFEST))
+    except (FileNotFoundError, ManifestError) as error:
         raise RecipeError(str(error)) from error
     if split is not None and split not in manifest.splits:
         raise RecipeError(f"--split {split}: this dataset has no such split{nearest(split, manifest.splits)}; it has {', '.join(manifest.splits)}")
     chosen = {name: part for name, part in manifest.splits.items() if part.samples and split in (None, name)}
-    if out.resolve() == dataset.resolve() or dataset.resolve() in out.resolve().parents:
+    if isinstance(dataset, Path) and out.resolve().is_relative_to(dataset.resolve()):
         raise RecipeError(f"--out {out}: lies in the dataset, which only `pairmill run` may change; name another folder")
     found = {"rows": 0, "files": 0, "written": 0, "out": str(out)}
     data = out / "data"
@@ -70,13 +71,13 @@ def export_dataset(dataset: Path, out: Path, split: str | None = None, max_bytes
     return found
 
 
-def _cut(dataset: Path, shards: list[Shard], max_bytes: int) -> Iterator[list[Piece]]:
+def _cut(dataset: Place, shards: list[Shard], max_bytes: int) -> Iterator[list[Piece]]:
     """Rows of each file, in the order of the shards; image bytes of a file within the bound."""
     pieces: list[Piece] = []
     filled = 0
     for shard in shards:
         start = 0
-        sizes = pq.read_table(dataset / shard.index, columns=["size"])["size"].to_pylist()
+        sizes = pq.read_table(parquet_source(dataset / shard.index), columns=["size"])["size"].to_pylist()
         for row, size in enumerate(sizes):
             if filled and filled + size > max_bytes:
                 if row > start:
@@ -90,9 +91,9 @@ def _cut(dataset: Path, shards: list[Shard], max_bytes: int) -> Iterator[list[Pi
         yield pieces
 
 
-def _schema(dataset: Path, shards: list[Shard]) -> pa.Schema:
+def _schema(dataset: Place, shards: list[Shard]) -> pa.Schema:
     """image, caption, texts and key, then the other columns of the index; bytes become hex, for which `datasets` has a type."""
-    index = pq.read_schema(dataset / shards[0].index)
+    index = pq.read_schema(parquet_source(dataset / shards[0].index))
     rest = [field for field in index if field.name not in (*PLACE_COLUMNS, "caption", "texts", "key")]
     names = ["caption", "texts", "key", *(field.name for field in rest)]
     fields = [pa.field("image", IMAGE)]
@@ -102,7 +103,7 @@ def _schema(dataset: Path, shards: list[Shard]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _write(dataset: Path, path: Path, pieces: list[Piece], schema: pa.Schema) -> bool:
+def _write(dataset: Place, path: Path, pieces: list[Piece], schema: pa.Schema) -> bool:
     """Write one file, unless it stands there already; its name is the commit. Returns whether it was written."""
     made_of = [[piece.shard.index_sha256, piece.shard.tar_sha256, piece.start, piece.stop] for piece in pieces]
     inputs = hashlib.sha256(json.dumps([_VERSION, schema.to_string(), made_of]).encode()).hexdigest()
@@ -132,17 +133,17 @@ def _made_of(path: Path) -> str:
         return ""
 
 
-def _groups(dataset: Path, pieces: list[Piece], schema: pa.Schema) -> Iterator[pa.Table]:
+def _groups(dataset: Place, pieces: list[Piece], schema: pa.Schema) -> Iterator[pa.Table]:
     """Tables of ROWS_PER_GROUP rows, the last one shorter; row groups do not end where a shard does."""
     waiting: list[pa.Table] = []
     rows = 0
     for piece in pieces:
-        index = pq.read_table(dataset / piece.shard.index).slice(piece.start, piece.stop - piece.start)
-        with open(dataset / piece.shard.tar, "rb") as tar:
+        index = pq.read_table(parquet_source(dataset / piece.shard.index)).slice(piece.start, piece.stop - piece.start)
+        with (dataset / piece.shard.tar).open("rb") as tar:
             start = 0
             while start < index.num_rows:
                 part = index.slice(start, ROWS_PER_GROUP - rows)
-                waiting.append(_with_images(part, tar, schema))
+                waiting.append(_with_images(part, tar, dataset / piece.shard.tar, schema))
                 start, rows = start + part.num_rows, rows + part.num_rows
                 if rows == ROWS_PER_GROUP:
                     yield pa.concat_tables(waiting)
@@ -151,13 +152,13 @@ def _groups(dataset: Path, pieces: list[Piece], schema: pa.Schema) -> Iterator[p
         yield pa.concat_tables(waiting)
 
 
-def _with_images(index: pa.Table, tar: Any, schema: pa.Schema) -> pa.Table:
+def _with_images(index: pa.Table, tar: Any, path: Place, schema: pa.Schema) -> pa.Table:
     images = []
     for key, ext, offset, size in zip(*(index[name].to_pylist() for name in ("key", "ext", "offset", "size")), strict=True):
         tar.seek(offset)
         data = tar.read(size)
         if len(data) != size:
-            raise Fatal(f"{tar.name}: {len(data)} of {size} bytes of {key} at {offset}: the tar was cut; run `pairmill verify`")
+            raise Fatal(f"{path}: {len(data)} of {size} bytes of {key} at {offset}: the tar was cut; run `pairmill verify`")
         images.append({"bytes": data, "path": f"{key}.{ext}"})
     columns: list[Any] = [pa.array(images, IMAGE)]
     for field in list(schema)[1:]:
@@ -166,7 +167,7 @@ def _with_images(index: pa.Table, tar: Any, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema.remove_metadata())
 
 
-def _card(dataset: Path, manifest: Manifest, splits: list[str]) -> bytes:
+def _card(dataset: Place, manifest: Manifest, splits: list[str]) -> bytes:
     """The dataset's card, its YAML saying where the exported splits lie and nothing of the tars."""
     text = (dataset / CARD).read_text() if CARD in manifest.files else ""
     head, _, body = text.removeprefix("---\n").partition("\n---\n") if text.startswith("---\n") else ("", "", text)

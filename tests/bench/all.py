@@ -20,6 +20,8 @@ COMMANDS = [
     ["bench_reading.py"],
     ["bench_clip.py"],
     ["bench_download.py"],
+    ["bench_sandbox.py"],
+    ["bench_sandbox.py", "--processes", "2"],
 ]
 
 

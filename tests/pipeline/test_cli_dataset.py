@@ -53,7 +53,7 @@ def test_gc_tells_what_becomes_impossible(images: Path) -> None:
     assert re.search(rf"rate +low_clip +{tried['images']}\b", done.stdout) and "needs a new download" in done.stdout
     assert tried["dry_run"] and tried["freed_bytes"] > 0
     assert_wrong(pairmill("gc", str(images), *more, "--dead-rows", "--fetch-again"), "one of the two")
-    assert_wrong(pairmill("gc", str(images / "nothing"), *more), "run.json is missing")
+    assert_wrong(pairmill("gc", str(images / "nothing"), *more), "no run here")
 
 
 def test_version_and_completion() -> None:
