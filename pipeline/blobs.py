@@ -15,6 +15,7 @@ from pipeline.storage import Place
 
 MAX_TAR_BYTES = 1 << 30
 BLOCK = 512
+REMOVED = "removed"  # in place of a tar's name: the image was removed, the row's other values stay
 
 
 _NAME_BYTES, _SIZE_AT, _SUM_AT = 100, 124, 148
@@ -139,6 +140,17 @@ class BlobWriter:
         self._done.clear()
 
 
+def gone(path: Place) -> Fatal:
+    """What to say where a tar `<run>/blobs/<stage>/<name>` is not there."""
+    run = path.parent.parent.parent
+    if path.name == REMOVED:
+        return Fatal(
+            f"{run}: this recipe needs images of {path.parent.name} that `pairmill gc --dead-rows` removed; "
+            f"run `pairmill gc {run} --fetch-again`, then the same command again: it fetches them anew"
+        )
+    return Fatal(f"{path}: this tar of stored images is gone; restore it, or run again in a new folder")
+
+
 class ImageRef:
     """The stored image of a row: reads its bytes from the blob tar when asked."""
 
@@ -155,7 +167,7 @@ class ImageRef:
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            raise Fatal(f"{self.path}: this tar of stored images is gone; restore it, or run again in a new folder") from None
+            raise gone(self.path) from None
         try:
             data = os.pread(descriptor, self.size, self.offset)
         finally:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_repair
+from pipeline import cli_dataset, cli_repair
 from pipeline.cli_options import (
     EXIT_FAILED,
     Address,
@@ -33,19 +34,28 @@ from pipeline.cli_options import (
     answers,
 )
 from pipeline.console import command_line, print_json, results, say
-from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
-from pipeline.storage import place_of
 
 app = typer.Typer(
     name="pairmill",
     help="Turns a table of image URLs with noisy alt-text into curated image-text shards, and trains a model on them.",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        results().print(f"pairmill {version('pairmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(show: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
+    pass
+
 
 def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float | None) -> Recipe:
     return load_recipe(recipe, list(sets or []), limit, sample)
@@ -203,10 +213,7 @@ def verify(
     Example:
       pairmill verify RUN
     """
-    root = place_of(out)
-    folder = root if (root / "manifest.json").is_file() else root / "dataset"
-    if not (folder / "manifest.json").is_file():
-        raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
+    folder = cli_dataset.dataset_of(out)
     # The checks know shards and images and stand among the stages, which this package must not import.
     problems = list(importlib.import_module("stages.shards.verify").verify_dataset(folder, decode=decode))
     if json:
@@ -220,6 +227,10 @@ def verify(
     if problems:
         say(f"{len(problems):,} problem{'' if len(problems) == 1 else 's'} in {folder}; delete it and run the same command again to write it anew")
     return EXIT_FAILED if problems else 0
+
+
+app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
+app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)
 
 
 @app.command(short_help="Run it all on a small rendered web.")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline import object_store
-from pipeline.blobs import ImageRef
+from pipeline.blobs import ImageRef, gone
 from pipeline.errors import Fatal
 from pipeline.storage import ObjectPath
 
@@ -67,7 +67,7 @@ class _Window:
             try:
                 pieces = object_store.get_ranges(path.bucket, path.key, wanted)
             except FileNotFoundError:
-                raise _gone(path) from None
+                raise gone(path) from None
             self._held[tar] = [(start, piece) for (start, _), piece in zip(wanted, pieces, strict=True)]
 
     def read(self, place: BlobPlace) -> bytes:
@@ -87,15 +87,12 @@ class _Window:
         try:
             return bytes(object_store.get_range(path.bucket, path.key, offset, size))
         except FileNotFoundError:
-            raise _gone(path) from None
+            raise gone(path) from None
 
 
 def _holds(start: int, piece: memoryview, place: BlobPlace) -> bool:
     return start <= place[1] and place[1] + place[2] <= start + len(piece)
 
-
-def _gone(path: ObjectPath) -> Fatal:
-    return Fatal(f"{path}: this tar of stored images is gone; restore it, or run again in a new folder")
 
 
 class WindowedImage(ImageRef):

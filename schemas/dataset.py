@@ -15,6 +15,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"
 SIZES = "shards/sizes.json"
+CROISSANT = "croissant.json"
 FOOTER_KEY = b"pairmill"
 
 # Members of a sample in a tar, adjacent and in this order: <key>.jpg|png|webp, <key>.txt, <key>.json.
@@ -65,7 +66,9 @@ def rejected_path(part: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar, its index, and the file of its embeddings where the recipe makes some. Paths relative to the dataset."""
+    """A tar, its index, the offsets of its samples, and the file of its embeddings where the recipe makes some.
+
+    Paths relative to the dataset."""
 
     tar: str
     index: str
@@ -75,6 +78,8 @@ class Shard:
     index_sha256: str
     embeddings: str = ""
     embeddings_sha256: str = ""
+    offsets: str = ""
+    offsets_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,4 +168,6 @@ class Manifest:
             files |= {shard.tar: shard.tar_sha256, shard.index: shard.index_sha256}
             if shard.embeddings:
                 files[shard.embeddings] = shard.embeddings_sha256
+            if shard.offsets:
+                files[shard.offsets] = shard.offsets_sha256
         return files | {entry.path: entry.sha256 for entry in self.rejected}

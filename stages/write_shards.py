@@ -13,14 +13,17 @@ from pipeline.digests import digest_of
 from pipeline.errors import Fatal, RecipeError, as_fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
-from pipeline.stage import Job, Params, params_affecting
+from pipeline.stage import Job, params_affecting
 from pipeline.storage import Place
 from pipeline.store import RESOLVED, VALUES, VERDICTS
-from schemas.dataset import CARD, SIZES, Manifest, RejectedFile, Shard, Split, rejected_path, shard_stem
+from schemas.dataset import CARD, CROISSANT, SIZES, Manifest, RejectedFile, Shard, Split, rejected_path, shard_stem
 from stages.shards import plan
+from stages.shards.about import AboutParams, about
 from stages.shards.card import dataset_card
-from stages.shards.columns import Layout, check_left_out, make_layout
-from stages.shards.files import EMBEDDINGS, INDEX, TAR, read_footers
+from stages.shards.columns import Layout, check_left_out, index_schema, make_layout
+from stages.shards.croissant import croissant
+from stages.shards.energon import energon_files
+from stages.shards.files import EMBEDDINGS, INDEX, OFFSETS, TAR, read_footers
 from stages.shards.group import CutRules, GroupRecord, GroupTask, GroupWriter, ShardRecord
 from stages.shards.layout import Layout as Folder
 from stages.shards.layout import Unit
@@ -34,7 +37,7 @@ _LEFT_OUT = ("text_measures", "text_rank", "clip_scores")  # what the stages nee
 Digests = dict[tuple[str, str, int], str]
 
 
-class WriteShardsParams(Params):
+class WriteShardsParams(AboutParams):
     """How the dataset is cut. Shards belong to a group of parts and are split evenly within it."""
 
     max_samples: int = Field(10_000, description="most samples of a shard", ge=1)
@@ -128,7 +131,10 @@ class WriteShards(Job):
             splits, [RejectedFile(rejected_path(r.part), r.rows, r.sha256) for r in rejected], counts,
             images_checked(run, layout.images), recipe_digest(run, self), models_of(run),
         )  # fmt: skip
-        files = {CARD: dataset_card(run, layout, manifest).encode(), SIZES: (json.dumps(sizes, indent=1) + "\n").encode()}
+        told = about(self.params, run.chain.recipe.name, manifest.recipe_digest, samples, sum(run.parts))
+        schema = index_schema(run.chain, layout)
+        files = {CARD: dataset_card(run, layout, manifest, told, schema).encode(), SIZES: (json.dumps(sizes, indent=1) + "\n").encode()}
+        files |= energon_files(manifest.splits) | {CROISSANT: croissant(told, manifest, schema)}
         manifest.files.update({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
         folder = Folder(run.dataset, made, run.store.guard)
         moved = folder.publish(units, files, manifest.to_bytes())
@@ -192,7 +198,7 @@ def _number_shards(records: list[GroupRecord], names: list[str]) -> tuple[dict[s
         made = [shard for record in records for shard in record.shards if shard.split == name]
         placed = [_shard_entry(shard_stem(name, number), shard) for number, shard in enumerate(made)]
         for entry, shard in zip(placed, made, strict=True):
-            suffixes = (TAR, EMBEDDINGS, INDEX) if shard.embeddings_sha256 else (TAR, INDEX)
+            suffixes = (TAR, OFFSETS, EMBEDDINGS, INDEX) if shard.embeddings_sha256 else (TAR, OFFSETS, INDEX)
             units.append(Unit(entry.tar.removesuffix(TAR), shard.inputs, suffixes))
         splits[name] = Split(sum(shard.samples for shard in made), placed)
     return splits, units
@@ -201,5 +207,6 @@ def _number_shards(records: list[GroupRecord], names: list[str]) -> tuple[dict[s
 def _shard_entry(stem: str, shard: ShardRecord) -> Shard:
     embeddings = f"{stem}{EMBEDDINGS}" if shard.embeddings_sha256 else ""
     return Shard(
-        f"{stem}{TAR}", f"{stem}{INDEX}", shard.samples, shard.tar_bytes, shard.tar_sha256, shard.index_sha256, embeddings, shard.embeddings_sha256
-    )
+        f"{stem}{TAR}", f"{stem}{INDEX}", shard.samples, shard.tar_bytes, shard.tar_sha256, shard.index_sha256, embeddings, shard.embeddings_sha256,
+        f"{stem}{OFFSETS}", shard.offsets_sha256,
+    )  # fmt: skip

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+import pyarrow as pa
+import yaml
 
 from pipeline.run_view import RunView
 from schemas.dataset import Manifest, Split
+from stages.shards.about import About
 from stages.shards.columns import Layout
+from stages.shards.features import tar_features
 
 _BUNDLED = "bundled:"
 
@@ -17,18 +23,26 @@ _CHECKED = {
 
 _READ = """\
 ```python
-import webdataset
+import datasets, webdataset
+samples = datasets.load_dataset("FOLDER", split="{split}")  # the folder of this file
 samples = webdataset.WebDataset("shards/{split}-{{{first}..{last}}}.tar", shardshuffle=False).decode("pil").to_tuple("{exts}", "txt", "json")
 ```
 """
 
 
-def dataset_card(run: RunView, layout: Layout, manifest: Manifest) -> str:
-    """Markdown; a function of the manifest and the recipe alone."""
+def dataset_card(run: RunView, layout: Layout, manifest: Manifest, about: About, index: pa.Schema) -> str:
+    """Markdown behind the YAML that Hugging Face reads; a function of the manifest and the recipe alone."""
     counts = manifest.counts
     lines = [
-        f"# {run.chain.recipe.name}",
+        "---",
+        yaml.safe_dump(_front_matter(manifest, about, index), sort_keys=False, allow_unicode=True, width=160).rstrip(),
+        "---",
         "",
+        f"# {about.name}",
+        "",
+        about.description,
+        "",
+        *_not_given(about),
         f"{counts['kept']:,} image-text pairs from {counts['input']:,} input rows, made by pairmill. "
         f"{counts['dropped']:,} rows were dropped by a rule and {counts['failed']:,} failed; each stands in `rejected/` with its reason.",
         "",
@@ -44,6 +58,7 @@ def dataset_card(run: RunView, layout: Layout, manifest: Manifest) -> str:
         "- `shards/*.parquet`: one index per tar: `key`, place (`offset`, `size`) of the image in the tar, `ext`, and the columns below.",
         *_embeddings_note(layout),
         "- `shards/sizes.json`: samples per tar. `rejected/*.parquet`: every other row with `stage`, `reason`, `detail`.",
+        "- `shards/*.tar.idx` and `.nv-meta/`: offsets and splits for Megatron-Energon. `croissant.json`: Croissant 1.1 metadata.",
         "- `manifest.json`: what belongs to the dataset, with the SHA-256 of every file. Check it with `pairmill verify`.",
         "",
         _CHECKED[manifest.images],
@@ -71,6 +86,37 @@ def dataset_card(run: RunView, layout: Layout, manifest: Manifest) -> str:
         *_models(manifest),
     ]
     return "\n".join(lines)
+
+
+def _front_matter(manifest: Manifest, about: About, index: pa.Schema) -> dict[str, Any]:
+    """What `datasets.load_dataset(FOLDER)` and the hub read: where each split lies, and the types of the samples."""
+    data_files = [{"split": name, "path": f"shards/{name}-*.tar"} for name, split in manifest.splits.items() if split.shards]
+    known = "license" not in about.missing and re.fullmatch(r"[A-Za-z0-9.+-]+", about.license)
+    licence = {"license": about.license.lower()} if known else {"license": "other", "license_name": "see-below"}
+    tasks = {"task_categories": ["text-to-image", "image-to-text"]}
+    if not data_files:
+        return {"pretty_name": about.name, **licence, **tasks}
+    configs = [{"config_name": "default", "data_files": data_files}]
+    return {"pretty_name": about.name, **licence, **tasks, "configs": configs, "dataset_info": {"features": tar_features(index)}}
+
+
+_ASKED = {
+    "license": "Licence: {0.license}.", "url": "Page: {0.url}", "creator": "Made by: {0.creator}.", "date_published": "Published: {0.date_published}.",
+}  # fmt: skip
+
+
+def _not_given(about: About) -> list[str]:
+    """Licence, page, maker and date; a warning where the recipe does not give them, since croissant.json must have them."""
+    told = [line.format(about) for name, line in _ASKED.items() if name not in about.missing]
+    absent = [name for name in _ASKED if name in about.missing]
+    lines = ["  ".join(told), ""] if told else []
+    if absent:
+        lines += [
+            f"**Not given by the recipe: {', '.join(absent)}.** What `croissant.json` says in their place (licence: {about.license}; date: "
+            f"{about.date_published}) is a stand-in. Give them before the dataset is passed on, as in `--set write_shards.{absent[0]}=...`.",
+            "",
+        ]
+    return lines
 
 
 def _embeddings_note(layout: Layout) -> list[str]:

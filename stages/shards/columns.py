@@ -12,7 +12,7 @@ from pipeline.errors import RecipeError
 from pipeline.registry import nearest
 from pipeline.stage import Vector
 from schemas.columns import LOCATION_COLUMNS
-from schemas.dataset import RESERVED_COLUMNS
+from schemas.dataset import INDEX_COLUMNS, RESERVED_COLUMNS
 
 _SOURCE_OWN = frozenset({"url", "alt_text"})  # these names always mean the source's columns
 _GATHERED = frozenset({"text", "texts"})  # earlier writers' texts stand in the last `texts`
@@ -73,6 +73,11 @@ def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings
     texts = _full(chain, "texts") if chain.has_column("texts") else ""
     component = _full(chain, "dup_component") if chain.has_column("dup_component") else ""
     return Layout(images, plain, flat, vectors if embeddings else {}, captions, texts, component)
+
+
+def index_schema(chain: Chain, layout: Layout) -> pa.Schema:
+    """Columns of the shards' indexes, in their order."""
+    return pa.schema([*INDEX_COLUMNS.items(), *((name, chain.type_of(chain.find_column(full))) for name, full in layout.plain.items())])
 
 
 def _full(chain: Chain, name: str) -> str:

@@ -18,9 +18,10 @@ from pipeline.storage import Place
 from schemas.dataset import FOOTER_KEY
 
 _ROWS_PER_GROUP = 1000  # a reader of a few rows decodes little
-_LAYOUT = 1  # raise when the bytes made from equal inputs change
+_LAYOUT = 2  # raise when the bytes made from equal inputs change
 
 TAR, INDEX, EMBEDDINGS = ".tar", ".parquet", ".embeddings.parquet"
+OFFSETS = ".tar.idx"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from schemas.dataset import PLACE_COLUMNS
 from schemas.outcome import FailureCode, Reason, Status
 from stages.shards import files, plan
 from stages.shards.columns import Layout
-from stages.shards.files import EMBEDDINGS, INDEX, TAR, Footer
+from stages.shards.energon import tar_offsets
+from stages.shards.files import EMBEDDINGS, INDEX, OFFSETS, TAR, Footer
 from stages.shards.rows import PartReader, caption_of, keys_of, records, texts_of
 from stages.shards.tars import TarWriter, blob_reader
 
@@ -61,6 +62,7 @@ class ShardRecord:
     tar_sha256: str
     index_sha256: str
     embeddings_sha256: str = ""
+    offsets_sha256: str = ""
 
 
 @dataclass
@@ -217,8 +219,10 @@ class GroupWriter:
         else:
             footer = files.read_footer(stem.with_name(stem.name + INDEX)) or Footer("index", inputs, self.task.group)
             index_sha256 = files.file_sha256(stem.with_name(stem.name + INDEX))
+        place = stem or self.made / inputs
+        offsets_sha256 = files.file_sha256(place.with_name(place.name + OFFSETS))
         self.record.shards.append(
-            ShardRecord(split, inputs, len(rows), footer.tar_bytes, footer.tar_sha256, index_sha256, footer.embeddings_sha256)
+            ShardRecord(split, inputs, len(rows), footer.tar_bytes, footer.tar_sha256, index_sha256, footer.embeddings_sha256, offsets_sha256)
         )
 
     def _found(self, inputs: str) -> Place | None:
@@ -251,6 +255,7 @@ class GroupWriter:
         """Tar, embeddings, and last the index: its name is the commit of the shard. Returns the index's footer and SHA-256."""
         guard = self.run.store.guard
         offsets, tar_bytes, tar_sha256 = self._write_tar(stem.with_name(stem.name + TAR), gathered, index)
+        commit_bytes(stem.with_name(stem.name + OFFSETS), tar_offsets(offsets, tar_bytes), guard)
         embeddings = "" if vectors is None else files.commit_parquet(stem.with_name(stem.name + EMBEDDINGS), vectors, None, guard, "none")
         footer = Footer("index", inputs, self.task.group, tar_bytes, tar_sha256, embeddings)
         whole = index.add_column(1, "offset", pa.array(offsets, pa.int64()))

@@ -19,10 +19,10 @@ from pipeline.errors import Fatal
 from pipeline.files import commit_bytes, move, remove_files, sizes, sync_folder
 from pipeline.storage import ObjectPath, Place
 from schemas.dataset import MANIFEST
-from stages.shards.files import EMBEDDINGS, INDEX, TAR, Footer, read_footers
+from stages.shards.files import EMBEDDINGS, INDEX, OFFSETS, TAR, Footer, read_footers
 
 _COPIES = 8  # server-side copies under way at a time
-_OURS = re.compile(r"(shards/.+-\d{5,}(\.embeddings)?\.(tar|parquet)|rejected/part-\d{5,}\.parquet)")
+_OURS = re.compile(r"(shards/.+-\d{5,}(\.embeddings)?\.(tar|tar\.idx|parquet)|rejected/part-\d{5,}\.parquet)")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Unit:
 
 
 def shard_suffixes(footer: Footer) -> tuple[str, ...]:
-    return (TAR, EMBEDDINGS, INDEX) if footer.embeddings_sha256 else (TAR, INDEX)
+    return (TAR, OFFSETS, EMBEDDINGS, INDEX) if footer.embeddings_sha256 else (TAR, OFFSETS, INDEX)
 
 
 class Layout:
@@ -140,7 +140,7 @@ def is_whole(stem: str, footer: Footer, there: dict[str, int]) -> bool:
     """Whether the files that the index `stem` was made with are among those that are there (name -> bytes), the tar in its full length."""
     if footer.kind != "index":
         return True
-    return there.get(stem + TAR) == footer.tar_bytes and (not footer.embeddings_sha256 or stem + EMBEDDINGS in there)
+    return there.get(stem + TAR) == footer.tar_bytes and all(stem + suffix in there for suffix in shard_suffixes(footer) if suffix != INDEX)
 
 
 def _holds(path: Place, data: bytes) -> bool:

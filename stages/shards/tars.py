@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.blobs import TAR_END, padding, tar_header
+from pipeline.blobs import TAR_END, gone, padding, tar_header
 from pipeline.errors import Fatal
 from pipeline.files import write_all
 from pipeline.storage import ObjectPath, Place
@@ -43,7 +43,7 @@ class BlobReader:
             try:
                 self._open[tar] = os.open(f"{self.folder}/{tar}", os.O_RDONLY)
             except FileNotFoundError:
-                raise Fatal(f"{self.folder / tar}: this tar of stored images is gone; restore it, or run again in a new folder") from None
+                raise gone(self.folder / tar) from None
             if len(self._open) > _OPEN_TARS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(tar)

@@ -21,6 +21,7 @@ from schemas.dataset import IMAGE_EXTENSIONS, INDEX_COLUMNS, MANIFEST, PLACE_COL
 from schemas.outcome import Failure
 from stages.images.decoders import DecoderLimits, Decoders, shared_decoders
 from stages.shards.files import file_sha256
+from stages.shards.metadata import metadata_problems
 from stages.shards.rows import json_floats, plain_value
 
 _NO_LIMIT = 1 << 62  # pixels: the stage that stored the image has checked its own limit
@@ -74,6 +75,8 @@ def verify_dataset(folder: str | Place, decode: bool = True, threads: int = 2) -
                 readable.append(shard)
     problems += _across_shards(folder, manifest, readable)
     problems += _counts(folder, manifest, missing)
+    if not problems:  # what is said of the files is compared with sound ones
+        problems = [Problem(name, "", what) for name, what in metadata_problems(folder, manifest)]
     return problems
 
 
