@@ -1,0 +1,88 @@
+"""Job `report`: report.html, one page that shows what happened to the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.errors import Fatal
+from pipeline.files import commit_bytes
+from pipeline.run_view import RunView
+from pipeline.stage import Job, Params
+from pipeline.store import VERDICTS
+from stages.report import facts
+from stages.report.collect import Collector, Limits
+from stages.report.page import Facts, Page, default_path, thumbnails_for
+
+MAX_PAGE_BYTES = 20_000_000
+
+
+class ReportParams(Params):
+    """What the page shows, and how much of it."""
+
+    seed: int = Field(0, description="another seed draws other samples")
+    kept: int = Field(24, ge=0, le=500, description="kept samples drawn at random")
+    per_reason: int = Field(8, ge=0, le=200, description="samples drawn at random for every reason")
+    nearest: int = Field(6, ge=0, le=200, description="samples nearest to each threshold, on either side")
+    image_bytes: int = Field(10_000_000, ge=0, le=16_000_000, description="bytes of the page that small images may take")
+    truth: str = Field("", description="Parquet table of expected_reason and original_row, one line per row of the input: adds precision and recall")
+    compare: dict[str, str] = Field({}, description="name -> run directory whose trainings and evaluations stand beside this run's")
+
+
+class Report(Job):
+    """Writes `report.html`: where the rows went, scores and thresholds, samples, cost, training. It needs no network and no script."""
+
+    name: ClassVar[str] = "report"
+    version: ClassVar[int] = 1
+    Params = ReportParams
+    params: ReportParams
+
+    def finish(self, run: RunView, results: list[Any]) -> dict[str, Any]:
+        return write_report(run, self.params)
+
+
+def params_of(run: RunView) -> ReportParams:
+    """The options that the run's recipe gives its report job, else the defaults."""
+    return next((job.params for job in run.chain.recipe.jobs if isinstance(job, Report)), ReportParams())
+
+
+def write_report(run: RunView, params: ReportParams | None = None, share: bool = False, out: Path | None = None) -> dict[str, Any]:
+    """Write the page; returns its path, size and what it holds. `share`: without images and URLs.
+
+    Raises Fatal where the run is not finished, or the page's numbers are not those of the run."""
+    params = params or params_of(run)
+    _check_finished(run)
+    page = make_page(run, params, share)
+    data = page.render().encode("utf-8", "replace")
+    if len(data) > MAX_PAGE_BYTES:
+        page = make_page(run, params.model_copy(update={"image_bytes": 0}), share)
+        data = page.render().encode("utf-8", "replace")
+    path = out or default_path(run.root, share)
+    commit_bytes(path, data, run.store.guard)
+    waterfall = page.facts.waterfall
+    shown = {"samples": len(page.found.samples), "images_left_out": page.thumbnails.left_out if page.thumbnails else 0}
+    return {"report": str(path), "bytes": len(data), "input": waterfall.rows, "kept": waterfall.kept, **shown}
+
+
+def make_page(run: RunView, params: ReportParams, share: bool) -> Page:
+    """Collect everything and put the page together."""
+    limits = Limits(params.seed, params.kept, params.per_reason, params.nearest)
+    collector = Collector(run, limits)
+    found = collector.collect()
+    waterfall = facts.make_waterfall(run, found)
+    roots = {"this run": run.root} | {name: Path(folder) for name, folder in params.compare.items()}
+    told = Facts(waterfall, facts.make_costs(run, waterfall), facts.make_models(run), facts.make_versions(run))
+    told.trainings, told.evaluations = facts.make_trainings(roots), facts.make_evaluations(roots)
+    if params.truth:
+        told.rules, kept, right = facts.make_rules(run, params.truth)
+        told.kept_against_truth = (kept, right)
+    return Page(run, found, told, share, thumbnails_for(run, collector.reader.writer, params.image_bytes))
+
+
+def _check_finished(run: RunView) -> None:
+    nodes, parts = run.chain.nodes, len(run.parts)
+    judged = sum((VERDICTS, node.name, part) in run.records() for node in nodes for part in range(parts))
+    if judged < len(nodes) * parts:
+        raise Fatal(f"{run.root}: the run is not finished ({judged} of {len(nodes) * parts} steps are committed); finish it with `pairmill run`")
