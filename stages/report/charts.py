@@ -88,7 +88,9 @@ def _threshold(x: float, floor: float, label: str) -> list[str]:
 def share_bar(pieces: list[tuple[str, float, float]]) -> Markup:
     """A bar of the full width: (class, start, length) as shares from 0 to 1."""
     rects = [
-        f'<rect class="{name}" x="{start * 100:.3f}%" y="0" width="{max(length * 100, 0.25):.3f}%" height="100%"/>' for name, start, length in pieces if length > 0
+        f'<rect class="{name}" x="{start * 100:.3f}%" y="0" width="{max(length * 100, 0.25):.3f}%" height="100%"/>'
+        for name, start, length in pieces
+        if length > 0
     ]
     return Markup('<svg class="bar" aria-hidden="true">' + "".join(rects) + "</svg>")
 

@@ -187,8 +187,8 @@ class Collector:
         footers = Counter({Group(stage, *key.split(":", 1)): n for stage, counts in run.counts().items() for key, n in counts.items() if ":" in key})
         if found.rows != sum(run.parts) or found.kept.rows + found.counts.total() != found.rows or found.counts != footers:
             raise Fatal(
-                f"{run.root}: {found.rows} rows were read, {found.kept.rows} kept and {found.counts.total()} left; the run counts {sum(run.parts)} rows of which "
-                f"{footers.total()} left: part files were changed while they were read; run the recipe again, then `pairmill report`"
+                f"{run.root}: {found.rows} rows were read, {found.kept.rows} kept and {found.counts.total()} left; the run counts {sum(run.parts)} rows "
+                f"of which {footers.total()} left: part files were changed while they were read; run the recipe again, then `pairmill report`"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,8 +180,8 @@ def make_models(run: RunView) -> list[dict[str, str]]:
 
 def make_versions(run: RunView) -> list[str]:
     """Versions of pairmill and Python that computed the values, as the footers have them."""
-    told = Counter((str(r.info.get("version")), str(r.info.get("python"))) for (kind, _, _), r in run.records().items() if kind == VALUES and "python" in r.info)
-    return [f"pairmill {version}, Python {python}" for version, python in sorted(told)]
+    infos = [record.info for (kind, _, _), record in run.records().items() if kind == VALUES and "python" in record.info]
+    return sorted({f"pairmill {info.get('version')}, Python {info['python']}" for info in infos})
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from pipeline.digests import digest_of
 from pipeline.errors import Fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
@@ -40,7 +41,22 @@ class Report(Job):
     params: ReportParams
 
     def finish(self, run: RunView, results: list[Any]) -> dict[str, Any]:
-        return write_report(run, self.params)
+        """Write the page, unless the one that is there tells of this very state of the run."""
+        path = default_path(run.root, share=False)
+        try:
+            with open(path, "rb") as file:
+                current = f'content="{inputs_of(run, self.params)}"'.encode() in file.read(2_000)
+        except FileNotFoundError:
+            current = False
+        return {"report": str(path), "bytes": path.stat().st_size} if current else write_report(run, self.params)
+
+
+def inputs_of(run: RunView, params: ReportParams) -> str:
+    """Digest of what a page is made of: the run's values and verdicts, its recipe, its dataset, trainings and evaluations."""
+    names = ("dataset/manifest.json", "pretrain/*/result.json", "evaluate/*.json")
+    roots = [run.root, *map(Path, params.compare.values())]
+    files = [piece for root in roots for name in names for path in sorted(root.glob(name)) for piece in (path.name, path.read_bytes())]
+    return digest_of("report", Report.version, params.model_dump(mode="json"), run.state_digest(), run.chain.recipe.resolved, *files)
 
 
 def params_of(run: RunView) -> ReportParams:
@@ -78,7 +94,7 @@ def make_page(run: RunView, params: ReportParams, share: bool) -> Page:
     if params.truth:
         told.rules, kept, right = facts.make_rules(run, params.truth)
         told.kept_against_truth = (kept, right)
-    return Page(run, found, told, share, thumbnails_for(run, collector.reader.writer, params.image_bytes))
+    return Page(run, found, told, share, thumbnails_for(run, collector.reader.writer, params.image_bytes), inputs_of(run, params))
 
 
 def _check_finished(run: RunView) -> None:

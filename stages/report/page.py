@@ -21,7 +21,7 @@ from stages.report.draws import Place
 from stages.report.facts import MOST_REASONS, Cost, Evaluation, Rule, Training, Waterfall
 from stages.report.safe import Cleaner, Shown, json_block
 from stages.report.samples import Sample, Text
-from stages.report.thumbnails import Thumbnails
+from stages.report.thumbnails import Picture, Thumbnails
 from stages.report.words import in_words
 
 SERIES = ("kept in the end", "left at another stage", "left at this stage")
@@ -56,8 +56,7 @@ class Card:
     """A row in a gallery."""
 
     identifier: str
-    image: str
-    why_no_image: str
+    image: Picture
     entries: list[Entry]
     more_texts: int
     detail: Shown | None
@@ -66,12 +65,14 @@ class Card:
 
 
 class Page:
-    """Builds one page. `share` leaves out images and URLs; `thumbnails` is None where there are no images to show."""
+    """Builds one page. `share` leaves out images and URLs; `thumbnails` is None where there are no images; `inputs` is
+    the digest by which a page is known to be up to date."""
 
-    def __init__(self, run: RunView, found: Collected, facts: Facts, share: bool, thumbnails: Thumbnails | None):
+    def __init__(self, run: RunView, found: Collected, facts: Facts, share: bool, thumbnails: Thumbnails | None, inputs: str = ""):
         self.run = run
         self.found = found
         self.facts = facts
+        self.inputs = inputs
         self.cleaner = Cleaner(share)
         self.thumbnails = None if share else thumbnails
         self.anchors = {group: f"g{place}" for place, group in enumerate(found.left)}
@@ -90,7 +91,8 @@ class Page:
         stages = self._stage_galleries()
         html = self.template.render(
             style=Markup(style), policy=f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'; base-uri 'none'; form-action 'none'",
-            recipe=self.run.chain.recipe, share=self.cleaner.share, facts=facts, waterfall=facts.waterfall, steps=self._steps(), strip=self._strip(),
+            inputs=self.inputs, recipe=self.run.chain.recipe, share=self.cleaner.share, facts=facts, waterfall=facts.waterfall, steps=self._steps(),
+            strip=self._strip(),
             largest=self._largest(), charts=self._charts(), words=SERIES, kept=kept, stages=stages, captions=self._captions(), kinds=self._kinds(),
             aucs=self._aucs(), curves=self._curves(), evaluations=self._evaluations(), yaml=self._recipe(), data=json_block(self._data()),
             bundled=[model for model in facts.models if model["bundled"]], images_left_out=self.thumbnails.left_out if self.thumbnails else 0,
@@ -171,12 +173,10 @@ class Page:
                 nearest.append({"label": label, "cards": [self._card(p, threshold.measure) for p in places]})
         return {"rows": gallery.rows, "random": [self._card(place) for place in gallery.random.places()], "nearest": nearest}
 
-    def _image(self, sample: Sample) -> tuple[str, str]:
-        if self.cleaner.share:
-            return "", "image left out"
+    def _image(self, sample: Sample) -> Picture:
         if sample.image is None or self.thumbnails is None:
-            return "", "no image was stored"
-        return self.thumbnails.uri(sample.image)
+            return Picture(why="no image was stored")
+        return self.thumbnails.picture(sample.image)
 
     def _card(self, place: Place, first: int | None = None) -> Card:
         """A row; the measure `first` stands at the head of its scores."""
@@ -187,9 +187,8 @@ class Page:
         facts = [] if self.cleaner.share else [("url", self.cleaner.text(sample.url.text))]
         facts += [(self.cleaner.line(name), self.cleaner.text(text.text)) for name, text in sample.carried.items()]
         facts += [(label, Shown(value)) for label, value in numbers[ahead:]]
-        image, why = self._image(sample)
         detail = self.cleaner.text(sample.detail) if sample.detail else None
-        return Card(sample.identifier, image, why, self._entries(sample), sample.more_texts, detail, numbers[:ahead], facts)
+        return Card(sample.identifier, self._image(sample), self._entries(sample), sample.more_texts, detail, numbers[:ahead], facts)
 
     def _shown(self, text: Text) -> Shown:
         shown = self.cleaner.text(text.text)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 SHORT = 220  # characters shown at once
 LONG = 1_500  # characters shown on request
+LONGEST_VALUE = 2_000  # characters of a value of the recipe
 LEFT_OUT = "[URL left out]"
 
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
@@ -76,12 +77,13 @@ class Cleaner:
     def tree(self, value: Any) -> Any:
         """A recipe's values: secrets by key and by form; where the page is shared also no URL and no folder of this machine."""
         if isinstance(value, dict):
-            return {self.line(str(key)): "***" if _SECRET_KEY.search(str(key)) and isinstance(inner, str) and inner else self.tree(inner) for key, inner in value.items()}
+            return {self.line(str(key)): "***" if inner and isinstance(inner, str) and _SECRET_KEY.search(str(key)) else self.tree(inner)
+                    for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [self.tree(inner) for inner in value]
         if not isinstance(value, str):
             return value
-        cleaned = self.line(value)
+        cleaned = self.line(value[:LONGEST_VALUE]) + ("… cut" if len(value) > LONGEST_VALUE else "")
         return cleaned.rsplit("/", 1)[-1] if self.share and cleaned.startswith(("/", "~")) else cleaned
 
 

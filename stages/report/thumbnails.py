@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -18,7 +19,17 @@ SIDE = 160  # pixels of the longer side
 QUALITY = 80
 
 
-def thumbnail(data: bytes, side: int = SIDE) -> bytes:
+@dataclass(frozen=True)
+class Picture:
+    """A small image as a data: URI with its size in pixels, or why there is none."""
+
+    uri: str = ""
+    why: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def thumbnail(data: bytes, side: int = SIDE) -> Picture:
     """Image bytes as a JPEG whose longer side has at most `side` pixels, upright. Raises ImageError."""
     header = read_header(data)
     width, height = header.shown_size
@@ -28,7 +39,7 @@ def thumbnail(data: bytes, side: int = SIDE) -> bytes:
     pixels = decode(data, header, min_width=goal[0] if shrinks else 0, min_height=goal[1] if shrinks else 0)
     out = io.BytesIO()
     Image.fromarray(pixels).resize(goal, Image.Resampling.LANCZOS).save(out, "JPEG", quality=QUALITY, optimize=True)
-    return out.getvalue()
+    return Picture("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(), "", *goal)
 
 
 class Thumbnails:
@@ -41,22 +52,21 @@ class Thumbnails:
         self.used = 0
         self.left_out = 0
 
-    def uri(self, place: tuple[str, int, int]) -> tuple[str, str]:
-        """(data: URI, '') or ('', why there is none) of an image at (tar, offset, size)."""
+    def picture(self, place: tuple[str, int, int]) -> Picture:
+        """The stored image at (tar, offset, size), small."""
         if self.used >= self.budget:
             self.left_out += 1
-            return "", "image left out to keep the page small"
-        made, why = self._make(place)
-        self.used += len(made)
-        return made, why
+            return Picture(why="image left out to keep the page small")
+        made = self._make(place)
+        self.used += len(made.uri)
+        return made
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - lives as long as one report
-    def _make(self, place: tuple[str, int, int]) -> tuple[str, str]:
+    def _make(self, place: tuple[str, int, int]) -> Picture:
         tar, offset, size = place
         try:
-            small = thumbnail(ImageRef(self.run.blob_path(tar, self.writer), offset, size).read())
+            return thumbnail(ImageRef(self.run.blob_path(tar, self.writer), offset, size).read())
         except ImageError as error:
-            return "", f"stored image cannot be shown: {error.code}"
+            return Picture(why=f"the stored image cannot be shown: {error.code}")
         except Fatal:  # the tar is gone: the report still tells the rest
-            return "", "stored image is no longer there"
-        return "data:image/jpeg;base64," + base64.b64encode(small).decode(), ""
+            return Picture(why="the stored image is no longer there")
