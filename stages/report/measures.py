@@ -102,12 +102,19 @@ def _limits(root: Expr) -> Iterator[tuple[str, str, float]]:
             yield from _limits(child)
     elif root.kind in _SIDES and len(root.children) == 2:
         (left, right), side = root.children, _SIDES[root.kind]
-        if left.kind == "constant":
+        if right.kind == "column":
             left, right, side = right, left, "max" if side == "min" else "min"
-        sign = -1 if right.kind == "negate" else 1
-        number = right.children[0] if right.kind == "negate" else right
-        if left.kind == "column" and number.kind == "constant" and isinstance(number.value, int | float):
-            yield str(left.value), side, float(sign * number.value)
+        value = _constant(right)
+        if left.kind == "column" and value is not None:
+            yield str(left.value), side, value
+
+
+def _constant(node: Expr) -> float | None:
+    if node.kind == "negate":
+        value = _constant(node.children[0])
+        return None if value is None else -value
+    number = node.kind == "constant" and isinstance(node.value, int | float) and not isinstance(node.value, bool)
+    return float(node.value) if number else None
 
 
 def _column_of(node: Node, stage: Stage, parameter: str, side: str) -> Ref | None:

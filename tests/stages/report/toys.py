@@ -57,7 +57,7 @@ class Paint(Stage):
 
     name = "paint"
     reads = ("sample_id", "url")
-    writes = {"image_sha256": pa.binary(32), "tar": pa.string(), "offset": pa.int64(), "size": pa.int64()}
+    writes = {"image_sha256": pa.binary(32), "tar": pa.string(), "offset": pa.int64(), "size": pa.int64(), "format": pa.string()}
     writes_blobs = True
     batch_size = None
 
@@ -72,7 +72,7 @@ class Paint(Stage):
             Image.fromarray(pixels).save(stream, "JPEG")
             data = b"no image" if row["url"].endswith("broken") else stream.getvalue()
             tar, offset, size = ctx.blobs.add(row["sample_id"].hex(), "jpg", data)
-            out.append({"tar": tar, "offset": offset, "size": size, "image_sha256": hashlib.sha256(data).digest()})
+            out.append({"tar": tar, "offset": offset, "size": size, "image_sha256": hashlib.sha256(data).digest(), "format": "jpg"})
         return out
 
 

@@ -1,0 +1,89 @@
+"""Texts of the web are hostile: none becomes an element, an attribute or a script, none leaves its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.report.job import write_report
+
+ATTACKS = [
+    "<script>window.pwned=1</script>",
+    '"><img src=x onerror="window.pwned=2">',
+    "'><svg onload=window.pwned=3>",
+    "</title></style></script><script>window.pwned=4</script>",
+    "</pre></textarea><iframe src=javascript:window.pwned=5>",
+    "javascript:window.pwned=6",
+    "{{ 7*7 }}{% raw %}",
+    "<!-- --!> <plaintext>",
+    "&lt;script&gt;window.pwned=7&lt;/script&gt;",
+    "\u202egpj.elif \u2066right to left\u2067 \u200f",
+    "\x1b]0;title\x07\x1b[31mred\x9b31m",
+    "line\u2028separator\u2029paragraph",
+    "long " + "word " * 25_000,
+    "unbroken" * 13_000,
+    "z\u0335\u0321a" + "\u0336\u0322" * 400,
+    "\ufdd0\uffff\ufffe nonc\ud7ff",
+]
+
+
+def rows() -> list[dict]:
+    return [
+        {"url": f"https://web.example/{i}/{attack}{'/gone' if i % 5 == 4 else ''}", "alt_text": attack, "note": attack, "score": 0.05 + 0.9 * (i % 4) / 3}
+        for i, attack in enumerate(ATTACKS * 2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_no_text_becomes_markup(make_run, read_page, share: bool) -> None:
+    run = make_run(rows(), column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
+    told = write_report(run, share=share)
+    raw = Path(told["report"]).read_bytes()
+    page = read_page(Path(told["report"]))
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "data"}]
+    assert not {tag for tag, _ in page.elements} & {"iframe", "object", "embed", "form", "base", "link", "plaintext", "textarea", "foreignobject"}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
+        assert attributes.get("href", "#").startswith("#") and attributes.get("src", "data:image/jpeg;").startswith("data:image/jpeg;")
+    assert not set(raw) & {*range(9), 11, 12, *range(14, 32), 127}, "control characters"
+    assert not set(raw.decode()) & {"\x9b", "\x85", "\ufdd0", "\uffff"}
+    json.loads(page.by_id["data"])
+    for attack in ATTACKS[:6]:
+        assert attack in page.text or (share and "javascript:" in attack), attack
+    assert told["bytes"] < 3_000_000
+
+
+def test_every_place_that_shows_a_text_isolates_its_direction(make_run, read_page) -> None:
+    mark = "\u202egpj.elif"
+    path = Path(write_report(make_run(rows()))["report"])
+    page, html = read_page(path), path.read_text()
+    at = html.find(mark)
+    places = 0
+    while at >= 0:
+        before = html[:at]
+        assert before.rfind("<bdi") > before.rfind("</bdi>") or before.rfind("<pre") > before.rfind("</pre>") or in_code(before), before[-200:]
+        places += 1
+        at = html.find(mark, at + 1)
+    assert places > 5 and mark in page.text
+
+
+def in_code(before: str) -> bool:
+    return before.rfind("<code") > before.rfind("</code>")
+
+
+def test_a_page_to_share_has_no_image_and_no_url(make_run, read_page) -> None:
+    given = rows()
+    given[0]["note"] = "licence: https://licence.example/cc0"
+    given[1]["alt_text"] = "see www.shop.example/cart and //cdn.example/x.png"
+    run = make_run(given)
+    whole, shared = (Path(write_report(run, share=share)["report"]) for share in (False, True))
+    assert whole.name == "report.html" and shared.name == "report-share.html"
+    assert "https://web.example" in whole.read_text() and "<img" in whole.read_text()
+    text = shared.read_text()
+    for leak in ("<img", "data:image/jpeg", "web.example", "licence.example", "shop.example", "cdn.example", "://", str(run.root.parent)):
+        assert leak not in text.replace("img-src data:", ""), leak
+    assert "[URL left out]" in text and "images and web addresses were left out" in text
+    assert "window.pwned=1" in read_page(shared).text  # texts stay
