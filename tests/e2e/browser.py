@@ -146,7 +146,7 @@ class Browser:
         return self._run(self._evaluate(expression))
 
     async def _evaluate(self, expression: str) -> Any:
-        told = await self._send("Runtime.evaluate", expression=expression, returnByValue=True)
+        told = await self._send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in told:
             raise RuntimeError(f"{expression}: {told['exceptionDetails']}")
         return told["result"].get("value")

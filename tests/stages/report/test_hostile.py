@@ -8,37 +8,11 @@ from pathlib import Path
 import pytest
 
 from stages.report.job import write_report
-
-ATTACKS = [
-    "<script>window.pwned=1</script>",
-    '"><img src=x onerror="window.pwned=2">',
-    "'><svg onload=window.pwned=3>",
-    "</title></style></script><script>window.pwned=4</script>",
-    "</pre></textarea><iframe src=javascript:window.pwned=5>",
-    "javascript:window.pwned=6",
-    "{{ 7*7 }}{% raw %}",
-    "<!-- --!> <plaintext>",
-    "&lt;script&gt;window.pwned=7&lt;/script&gt;",
-    "\u202egpj.elif \u2066right to left\u2067 \u200f",
-    "\x1b]0;title\x07\x1b[31mred\x9b31m",
-    "line\u2028separator\u2029paragraph",
-    "long " + "word " * 25_000,
-    "unbroken" * 13_000,
-    "z\u0335\u0321a" + "\u0336\u0322" * 400,
-    "\ufdd0\uffff\ufffe nonc\ud7ff",
-]
-
-
-def rows() -> list[dict]:
-    return [
-        {"url": f"https://web.example/{i}/{attack}{'/gone' if i % 5 == 4 else ''}", "alt_text": attack, "note": attack, "score": 0.05 + 0.9 * (i % 4) / 3}
-        for i, attack in enumerate(ATTACKS * 2)
-    ]  # fmt: skip
-
+from tests.stages.report.attacks import ATTACKS, hostile_rows
 
 @pytest.mark.parametrize("share", [False, True])
 def test_no_text_becomes_markup(make_run, read_page, share: bool) -> None:
-    run = make_run(rows(), column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
+    run = make_run(hostile_rows(), column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
     told = write_report(run, share=share)
     raw = Path(told["report"]).read_bytes()
     page = read_page(Path(told["report"]))
@@ -58,7 +32,7 @@ def test_no_text_becomes_markup(make_run, read_page, share: bool) -> None:
 
 def test_every_place_that_shows_a_text_isolates_its_direction(make_run, read_page) -> None:
     mark = "\u202egpj.elif"
-    path = Path(write_report(make_run(rows()))["report"])
+    path = Path(write_report(make_run(hostile_rows()))["report"])
     page, html = read_page(path), path.read_text()
     at = html.find(mark)
     places = 0
@@ -75,7 +49,7 @@ def in_code(before: str) -> bool:
 
 
 def test_a_page_to_share_has_no_image_and_no_url(make_run, read_page) -> None:
-    given = rows()
+    given = hostile_rows()
     given[0]["note"] = "licence: https://licence.example/cc0"
     given[1]["alt_text"] = "see www.shop.example/cart and //cdn.example/x.png"
     run = make_run(given)
