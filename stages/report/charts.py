@@ -103,7 +103,7 @@ def curve(xs: list[float], ys: list[float], label: str) -> Markup:
         return Markup("")
     points = np.array([chunk.mean(axis=0) for chunk in np.array_split(points, min(len(points), MOST_POINTS))])
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
-    left, top, right, bottom = 46, 10, width - 10, height - 24
+    left, top, right, bottom = 56, 10, width - 10, height - 24
     place = [
         (left + (x - x0) / max(x1 - x0, 1e-12) * (right - left), bottom - (y - y0) / max(y1 - y0, 1e-12) * (bottom - top)) for x, y in points.tolist()
     ]
@@ -111,7 +111,7 @@ def curve(xs: list[float], ys: list[float], label: str) -> Markup:
     return _svg(width, height, label, [
         f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/><line class="axis" x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>',
         f'<polyline class="curve" points="{path}"/>',
-        f'<text x="{left - 5}" y="{top + 8}" text-anchor="end">{number(float(f"{y1:.3g}"))}</text>',
-        f'<text x="{left - 5}" y="{bottom}" text-anchor="end">{number(float(f"{y0:.3g}"))}</text>',
+        f'<text x="{left - 5}" y="{top + 8}" text-anchor="end">{y1:.2g}</text>',
+        f'<text x="{left - 5}" y="{bottom}" text-anchor="end">{y0:.2g}</text>',
         f'<text x="{left}" y="{height - 8}">step {number(x0)}</text><text x="{right}" y="{height - 8}" text-anchor="end">step {number(x1)}</text>',
     ])  # fmt: skip

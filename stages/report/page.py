@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -225,8 +226,9 @@ class Page:
         return [{"training": one, "svg": charts.curve(one.steps, one.losses, f"loss of {one.name} over steps")} for one in self.facts.trainings]
 
     def _evaluations(self) -> dict[str, Any]:
-        names = list(dict.fromkeys(name for one in self.facts.evaluations for name in one.results))
-        return {"names": [name for name in names if name not in ("images", "texts")], "of": self.facts.evaluations}
+        names = {name for one in self.facts.evaluations for name in one.results} - {"images", "texts"}
+        order = sorted(names, key=lambda name: [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)])
+        return {"names": order, "of": self.facts.evaluations}
 
     def _recipe(self) -> str:
         resolved = {key: value for key, value in self.run.chain.recipe.resolved.items() if key != "budgets"}

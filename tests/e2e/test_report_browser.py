@@ -95,5 +95,5 @@ def test_dark_and_light_differ_and_both_can_be_read(browser: Browser, pages: dic
             ink = browser.evaluate(f"getComputedStyle(document.querySelector('{selector}')).color")
             for behind in (ground, card) if selector != "body" else (ground,):
                 light, dim = sorted((luminance(ink), luminance(behind)), reverse=True)
-                assert (light + 0.05) / (dim + 0.05) >= 3, (selector, ink, behind, dark)
+                assert (light + 0.05) / (dim + 0.05) >= 4.5, (selector, ink, behind, dark)
     assert len(grounds) == 2

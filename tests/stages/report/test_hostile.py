@@ -10,6 +10,7 @@ import pytest
 from stages.report.job import write_report
 from tests.stages.report.attacks import ATTACKS, hostile_rows
 
+
 @pytest.mark.parametrize("share", [False, True])
 def test_no_text_becomes_markup(make_run, read_page, share: bool) -> None:
     run = make_run(hostile_rows(), column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
