@@ -14,6 +14,7 @@ from pipeline.run_view import RunView
 from pipeline.store import VALUES
 from schemas.dataset import MANIFEST, Manifest, ManifestError
 from stages.report.collect import Collected
+from stages.report.words import about
 
 MOST_REASONS = 40  # lines per stage in the waterfall; the rest are one line
 BUNDLED = "bundled:"
@@ -64,18 +65,12 @@ def make_waterfall(run: RunView, found: Collected) -> Waterfall:
         here.sort(key=lambda leaving: (leaving.status, -leaving.rows, leaving.reason))
         use = node.stage.name if node.stage is not None else run.chain.recipe.source.name
         left = sum(leaving.rows for leaving in here)
-        steps.append(Step(node.name, use, _about(node.stage if node.stage is not None else run.chain.recipe.source), reached, reached - left, here))
+        steps.append(Step(node.name, use, about(node.stage if node.stage is not None else run.chain.recipe.source), reached, reached - left, here))
         reached -= left
     waterfall = Waterfall(found.rows, steps, found.kept.rows)
     check_sums(run, waterfall)
     _add_shards(run, waterfall)
     return waterfall
-
-
-def _about(plugin: Any) -> str:
-    """First sentence of a plug-in's description."""
-    text = " ".join((type(plugin).__doc__ or "").replace("`", "").split())
-    return text.split(". ")[0].rstrip(".:") + "." if text else ""
 
 
 def check_sums(run: RunView, waterfall: Waterfall) -> None:

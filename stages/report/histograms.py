@@ -76,6 +76,9 @@ class Histogram:
             step += 1
         heights = joined(self.counts[first:stop], self.first + first, step)
         size = math.ldexp(1.0, self.exponent + step)
+        if not whole and len(heights) > 1 and self.high == ((self.first + stop - 1) >> step) * size:
+            heights[-2] += heights[-1]  # the largest value, say 1, gets no bar of its own beyond the last one
+            heights = heights[:-1]
         return Bars(((self.first + first) >> step) * size, size, heights, int(each[:first].sum()), int(each[stop:].sum()))
 
     def auc(self, good: int, bad: int) -> float | None:
@@ -89,7 +92,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bar i covers [start + i * width, start + (i + 1) * width). heights: int64 [bars, series]; below, above: values beyond."""
+    """Bar i covers [start + i * width, start + (i + 1) * width), the last one its end too. heights: int64 [bars, series];
+    below, above: values beyond the bars."""
 
     start: float
     width: float

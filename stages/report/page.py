@@ -134,8 +134,10 @@ class Page:
             if not len(histogram.counts):
                 continue
             limits = [t for t in self.found.thresholds if t.measure == place]
-            bars = histogram.bars(whole=not self._is_float(place))
-            lines = [charts.Line(t.value, f"{t.sign} {charts.number(t.value)}") for t in limits]
+            whole = not self._is_float(place)
+            bars = histogram.bars(whole=whole)
+            # A bar of whole numbers begins at its number, so that what a 'max' allows ends one further.
+            lines = [charts.Line(t.value + (whole and t.side == "max"), f"{t.sign} {charts.number(t.value)}") for t in limits]
             label = self.cleaner.line(measure.label)
             svg = charts.histogram(bars, lines, f"histogram of {label}", SERIES)
             outside = [f"{t.sign} {charts.number(t.value)}" for t in limits if not bars.start <= t.value <= bars.stop]

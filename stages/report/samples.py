@@ -20,6 +20,7 @@ from stages.report.safe import LONG
 
 MOST_TEXTS = 8
 MOST_CARRIED = 20
+LEFT = [int(Status.DROPPED), int(Status.FAILED)]
 _IMAGE = ("tar", "offset", "size")
 
 
@@ -103,10 +104,10 @@ class SampleReader:
     def _add_fates(self, view: PartView, rows: np.ndarray, samples: list[Sample]) -> None:
         for node in self.run.chain.nodes:
             verdict = view.verdict(node.index)
-            for sample, row in zip(samples, rows.tolist(), strict=True):
-                if verdict.status[row] in (Status.DROPPED, Status.FAILED):
-                    sample.stage, sample.reason = node.name, verdict.reason[row].as_py()
-                    sample.detail = (verdict.detail[row].as_py() or "")[: LONG + 1]
+            for at in np.flatnonzero(np.isin(verdict.status[rows], LEFT)).tolist():
+                row, sample = int(rows[at]), samples[at]
+                sample.stage, sample.reason = node.name, verdict.reason[row].as_py()
+                sample.detail = (verdict.detail[row].as_py() or "")[: LONG + 1]
 
     def _add_images(self, view: PartView, rows: np.ndarray, samples: list[Sample]) -> None:
         if not self.place:

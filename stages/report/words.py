@@ -1,6 +1,8 @@
-"""Reasons and failures in a plain sentence each, for readers who have never seen the program."""
+"""Stages, reasons and failures in a plain sentence each, for readers who have never seen the program."""
 
 from __future__ import annotations
+
+from typing import Any
 
 REASONS: dict[str, str] = {
     "duplicate_row": "An earlier row has the same URL and the same text.",
@@ -65,6 +67,23 @@ FAILURES: dict[str, str] = {
     "worker_died": "The worker process died on this row.",
     "hung": "The stage did not come back from this row in time.",
 }
+
+STAGES: dict[str, str] = {
+    "url_dup": "Of rows with the same image address, one stays and takes over the texts of the others.",
+    "repeated_text": "Drops texts that many different images carry.",
+    "text_rules": "Cleans every text, measures it, and drops rows without a usable one.",
+    "download": "Fetches every image, checks that it is whole, and stores it.",
+    "clip_score": "A model compares image and text: the better they fit, the higher the score.",
+    "exact_dup": "Of rows with the same image, byte for byte, one stays and takes over the texts of the others.",
+    "select": "The last cut: conditions, lists of ids, and shares of all rows.",
+    "corrupt": "Swaps the texts of some rows on purpose, so that scores can be put to the test.",
+}
+
+
+def about(plugin: Any) -> str:
+    """What a source, stage or job does, in a sentence: from above, else the first one of its own description."""
+    text = " ".join((type(plugin).__doc__ or "").replace("`", "").split())
+    return STAGES.get(plugin.name) or (text.split(". ")[0].rstrip(".:") + "." if text else "")
 
 
 def in_words(status: str, reason: str) -> str:

@@ -50,6 +50,12 @@ def test_whole_numbers_get_whole_bars() -> None:
     assert (bars.start, bars.width, bars.heights[:, 0].tolist()) == (1.0, 1.0, [2, 1])
 
 
+def test_the_largest_value_belongs_to_the_last_bar_also_where_it_is_its_end() -> None:
+    bars = filled([np.linspace(0, 1, 65)], series=1).bars(most=40)
+    assert (bars.start, bars.stop, int(bars.heights.sum())) == (0, 1, 65)
+    assert bars.heights[:, 0].tolist() == np.histogram(np.linspace(0, 1, 65), len(bars.heights))[0].tolist()
+
+
 @pytest.mark.parametrize("values", [[], [np.nan, np.inf], [7.25] * 5, [-0.0, 0.0], [1e-30, 1e30]])
 def test_odd_values(values: list[float]) -> None:
     histogram = filled([np.array(values, float)], series=1)
