@@ -184,6 +184,7 @@ class Page:
     def _card(self, place: Place, first: int | None = None) -> Card:
         """A row; the measure `first` stands at the head of its scores."""
         sample = self.found.samples[place]
+        self.cleaner.hide_host(sample.url.text)
         order = sorted(sample.scores, key=lambda m: (m != first, not self.found.measures[m].is_score, m))
         numbers = [(self.cleaner.line(self.found.measures[m].label), charts.number(sample.scores[m])) for m in order]
         ahead = sum(m == first or self.found.measures[m].is_score for m in order)
@@ -191,7 +192,9 @@ class Page:
         facts += [(self.cleaner.line(name), self.cleaner.text(text.text)) for name, text in sample.carried.items()]
         facts += [(label, Shown(value)) for label, value in numbers[ahead:]]
         detail = self.cleaner.text(sample.detail) if sample.detail else None
-        return Card(sample.identifier, self._image(sample), self._entries(sample), sample.more_texts, detail, numbers[:ahead], facts)
+        card = Card(sample.identifier, self._image(sample), self._entries(sample), sample.more_texts, detail, numbers[:ahead], facts)
+        self.cleaner.hide_host("")
+        return card
 
     def _shown(self, text: Text) -> Shown:
         shown = self.cleaner.text(text.text)

@@ -17,7 +17,8 @@ LEFT_OUT = "[URL left out]"
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 # C1 controls, and noncharacters that HTML forbids.
 _PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF], 0xFFFD)
-_URL = re.compile(r"(?:[a-z][a-z0-9+.-]{1,15}:)?//\S+|\bdata:\S+|\bwww\.\S+", re.I)
+_URL = re.compile(r"(?:[a-z][a-z0-9+.-]{1,15}:)?//\S+|\bdata:\S+|\bwww\.\S+|\b(?:[a-z0-9-]{1,63}\.)+[a-z]{2,24}/\S*", re.I)
+_HOST = re.compile(r"//(?:[^/@\s]*@)?([^/:?#\s\\]{4,})")
 _USER = re.compile(r"(?<=//)[^/\s@]+@")
 _SECRET = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token|token|secret|password|passwd|api_?key|access_?key|sig))=([^&\s]+)")
 _SECRET_KEY = re.compile(r"(?i)(token|secret|password|passwd|api_?key|access_?key|credential)")
@@ -34,7 +35,7 @@ def without_secrets(text: str) -> str:
 
 
 def without_urls(text: str) -> str:
-    """Every URL replaced, also one without a scheme that starts with // or www."""
+    """Every URL replaced, also one without a scheme that starts with // or www. or is a domain and a path. A mere domain name stays."""
     return _URL.sub(LEFT_OUT, text)
 
 
@@ -54,6 +55,12 @@ class Cleaner:
     def __init__(self, share: bool = False, budget: int = 3_000_000):
         self.share = share
         self.budget = budget
+        self._host: re.Pattern[str] | None = None
+
+    def hide_host(self, url: str) -> None:
+        """From now on leave out the host of this URL too, where the page is shared: failures name it without the rest."""
+        host = _HOST.search(url) if self.share else None
+        self._host = re.compile(re.escape(host[1]), re.I) if host else None
 
     def text(self, value: Any, short: int = SHORT, long: int = LONG) -> Shown:
         """Any value as a capped text."""
@@ -72,7 +79,8 @@ class Cleaner:
     def line(self, value: str) -> str:
         """A short text (a name, a detail): visible, without secrets, and without URLs where the page is shared."""
         cleaned = without_secrets(visible(value))
-        return without_urls(cleaned) if self.share else cleaned
+        cleaned = without_urls(cleaned) if self.share else cleaned
+        return cleaned if self._host is None else self._host.sub(LEFT_OUT, cleaned)
 
     def tree(self, value: Any) -> Any:
         """A recipe's values: secrets by key and by form; where the page is shared also no URL and no folder of this machine."""

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from stages.report.job import write_report
+from stages.report.job import ReportParams, write_report
 from tests.stages.report.attacks import ATTACKS, hostile_rows
 
 
 @pytest.mark.parametrize("share", [False, True])
 def test_no_text_becomes_markup(make_run, read_page, share: bool) -> None:
-    run = make_run(hostile_rows(), column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
-    told = write_report(run, share=share)
+    file_name = "<img src=x onerror=alert(1)>.json"
+    run = make_run(hostile_rows(), file_name=file_name, column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
+    folder = run.root / "pretrain" / "<script>alert(2)<!--"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')
+    (folder / "result.json").write_text('{"steps": 2, "epochs": 1.5, "samples_per_s": 9}')
+    told = write_report(run, ReportParams(compare={"<iframe src=//evil>": str(run.root)}), share=share)
     raw = Path(told["report"]).read_bytes()
     page = read_page(Path(told["report"]))
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]

@@ -199,6 +199,27 @@ def test_what_a_cut_saved_follows_from_later_costs(make_run, plain_rows) -> None
     assert paint.saved == pytest.approx(20 / 180 * 20.0) and paint.saved_model == pytest.approx(20 / 180 * 10.0)
 
 
+@pytest.mark.parametrize("n", [1, 2, 9])
+@pytest.mark.parametrize("first", ["paint", None])
+def test_tiny_runs_and_runs_without_images(make_run, plain_rows, read_page, n: int, first: str | None) -> None:
+    rows = plain_rows(n)
+    rows[0] |= {"url": None, "alt_text": None, "note": None, "score": None}
+    run = make_run(rows, first=first, jobs=())
+    page = read_page(Path(write_report(run)["report"]))
+    assert number(page.by_id["n-input"]) == n == sum(number(page.by_id[f"n-{key}"]) for key in ("kept", "dropped", "failed"))
+
+
+def test_a_late_recipe_counts_a_row_where_it_left_though_later_stages_measured_it(make_run, plain_rows) -> None:
+    early, late = (make_run(plain_rows(200), f"run{late}", late=late, between=({"grade0": {"use": "grade", "min": 0.4}},)) for late in (False, True))
+    found = {run.root: Collector(run, Limits()).collect() for run in (early, late)}
+    assert found[early.root].counts == found[late.root].counts
+    last = next(place for place, measure in enumerate(found[early.root].measures) if measure.label == "grade.grade")
+    kept, elsewhere, here = found[late.root].histograms[last].total.tolist()
+    assert elsewhere == late.counts()["grade0"]["dropped"] > 0
+    assert [kept, 0, here] == found[early.root].histograms[last].total.tolist()
+    assert facts.make_waterfall(late, found[late.root]).kept == account(early)["kept"]
+
+
 def test_trainings_and_evaluations_stand_on_the_page(make_run, plain_rows, read_page, tmp_path) -> None:
     run, other = make_run(plain_rows(30)), tmp_path / "other"
     for root, recall in ((run.root, 0.25), (other, 0.125)):

@@ -26,9 +26,17 @@ def test_secrets_are_masked(text: str, clean: str) -> None:
     assert without_secrets(text) == clean
 
 
-@pytest.mark.parametrize("url", ["https://a.b/c?d", "HTTP://A.B", "//cdn.x/y", "s3://b/k", "data:image/png;base64,AA", "www.a.org/x", "javascript://%0aalert(1)"])
+@pytest.mark.parametrize("url", ["https://a.b/c?d", "HTTP://A.B", "//cdn.x/y", "s3://b/k", "data:image/png;base64,AA", "www.a.org/x", "shop.example.org/cart", "javascript://%0aalert(1)"])
 def test_urls_of_every_form_are_left_out(url: str) -> None:
     assert without_urls(f"see {url} there") == f"see {LEFT_OUT} there"
+
+
+def test_the_host_of_a_rows_own_url_is_left_out_where_it_stands_alone() -> None:
+    cleaner = Cleaner(share=True)
+    cleaner.hide_host("https://user@Host.Example:80/a.jpg")
+    assert cleaner.line("dns: host.example does not resolve") == f"dns: {LEFT_OUT} does not resolve"
+    cleaner.hide_host("")
+    assert cleaner.line("host.example") == "host.example"
 
 
 def test_a_text_is_capped_and_says_how_long_it_was() -> None:

@@ -40,7 +40,7 @@ class GivenRows(Source):
         rows = self.rows()
         yield pa.record_batch(
             {
-                "sample_id": pa.array([sample_id("given", f"{i} {row['url']}", row["alt_text"]) for i, row in enumerate(rows)], pa.binary(16)),
+                "sample_id": pa.array([sample_id("given", f"{i} {row['url']}", row["alt_text"] or "") for i, row in enumerate(rows)], pa.binary(16)),
                 "url": pa.array([row["url"] for row in rows], pa.string()),
                 "alt_text": pa.array([row["alt_text"] for row in rows], pa.string()),
                 "alt_text_cut": [False] * len(rows),
@@ -64,8 +64,8 @@ class Paint(Stage):
     def compute(self, rows, ctx):
         out = []
         for row in rows:
-            if row["url"].endswith("gone"):
-                out.append(Failure("http_4xx", f"status 404 for {row['url']}"))
+            if (row["url"] or "gone").endswith("gone"):
+                out.append(Failure("http_4xx", f"web.example said 404 for {row['url']}"))
                 continue
             pixels = np.random.default_rng(row["sample_id"][0]).integers(0, 256, (12, 300, 3), dtype=np.uint8)
             stream = io.BytesIO()
