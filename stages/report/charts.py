@@ -41,6 +41,11 @@ def ticks(start: float, stop: float, most: int = 6) -> list[float]:
     return [round(place * step, 12) for place in range(math.ceil(start / step), math.floor(stop / step) + 1)]
 
 
+def seconds(value: float) -> str:
+    """Seconds for people: two decimals below ten."""
+    return f"{value:.2f}" if value < 10 else f"{value:,.1f}"
+
+
 def _svg(width: int, height: int, label: str, pieces: list[str]) -> Markup:
     head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
     return Markup(head + "".join(pieces) + "</svg>")
@@ -97,7 +102,7 @@ def share_bar(pieces: list[tuple[str, float, float]]) -> Markup:
 
 def curve(xs: list[float], ys: list[float], label: str) -> Markup:
     """A line over steps; long ones as means of equal stretches. Values that are not finite are left out."""
-    width, height = 640, 200
+    width, height = 440, 180
     points = np.array([(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)])
     if len(points) < 2:
         return Markup("")

@@ -94,7 +94,8 @@ def _add_shards(run: RunView, waterfall: Waterfall) -> None:
     try:
         manifest = Manifest.load(run.dataset / MANIFEST)
     except ManifestError:
-        waterfall.note = "No dataset is written yet: manifest.json is missing."
+        if any(job.name == "write_shards" for job in run.chain.recipe.jobs):
+            waterfall.note = "The shards are not written yet, or not to their end: dataset/manifest.json is missing."
         return
     told = {(stage, status, reason): n for stage, s in manifest.counts["stages"].items() for status in s for reason, n in s[status].items()}
     mine = {(step.stage, leaving.status, leaving.reason): leaving.rows for step in waterfall.steps for leaving in step.leaving}

@@ -79,6 +79,7 @@ class Page:
         self.anchors = {group: f"g{place}" for place, group in enumerate(found.left)}
         env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         env.filters["n"] = charts.number
+        env.filters["s"] = charts.seconds
         env.filters["line"] = self.cleaner.line
         env.filters["share"] = lambda part, whole: f"{part / whole:.1%}" if whole else "-"
         self.template = env.from_string(_resource("page.html"))
