@@ -18,6 +18,7 @@ from stages.report.collect import Collector, Limits
 from stages.report.page import Facts, Page, default_path, thumbnails_for
 
 MAX_PAGE_BYTES = 20_000_000
+_AMOUNTS = ("kept", "per_reason", "nearest", "image_bytes")  # halved until the page is small enough
 
 
 class ReportParams(Params):
@@ -65,24 +66,28 @@ def params_of(run: RunView) -> ReportParams:
 
 
 def write_report(run: RunView, params: ReportParams | None = None, share: bool = False, out: Path | None = None) -> dict[str, Any]:
-    """Write the page; returns its path, size and what it holds. `share`: without images and URLs.
+    """Write the page; returns its path, size and what it holds. `share`: without images and URLs. `out` may be a folder.
 
     Raises Fatal where the run is not finished, or the page's numbers are not those of the run."""
     params = params or params_of(run)
     _check_finished(run)
-    page = make_page(run, params, share)
-    data = page.render().encode("utf-8", "replace")
-    if len(data) > MAX_PAGE_BYTES:
-        page = make_page(run, params.model_copy(update={"image_bytes": 0}), share)
+    inputs, shrunk = inputs_of(run, params), False
+    while True:
+        page = make_page(run, params, share, inputs)
+        if shrunk:
+            page.facts.notes.append(f"Fewer samples are shown than were asked for: this page stays under {MAX_PAGE_BYTES / 1e6:.3g} MB.")
         data = page.render().encode("utf-8", "replace")
-    path = out or default_path(run.root, share)
+        if len(data) <= MAX_PAGE_BYTES or not any(getattr(params, name) for name in _AMOUNTS):
+            break
+        params, shrunk = params.model_copy(update={name: getattr(params, name) // 2 for name in _AMOUNTS}), True
+    path = default_path(out, share) if out is not None and out.is_dir() else out or default_path(run.root, share)
     commit_bytes(path, data, run.store.guard)
     waterfall = page.facts.waterfall
     shown = {"samples": len(page.found.samples), "images_left_out": page.thumbnails.left_out if page.thumbnails else 0}
     return {"report": str(path), "bytes": len(data), "input": waterfall.rows, "kept": waterfall.kept, **shown}
 
 
-def make_page(run: RunView, params: ReportParams, share: bool) -> Page:
+def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "") -> Page:
     """Collect everything and put the page together."""
     limits = Limits(params.seed, params.kept, params.per_reason, params.nearest)
     collector = Collector(run, limits)
@@ -94,7 +99,7 @@ def make_page(run: RunView, params: ReportParams, share: bool) -> Page:
     if params.truth:
         told.rules, kept, right = facts.make_rules(run, params.truth)
         told.kept_against_truth = (kept, right)
-    return Page(run, found, told, share, thumbnails_for(run, collector.reader.writer, params.image_bytes), inputs_of(run, params))
+    return Page(run, found, told, share, thumbnails_for(run, collector.reader.writer, params.image_bytes), inputs)
 
 
 def _check_finished(run: RunView) -> None:

@@ -16,7 +16,7 @@ from pipeline.errors import Fatal, RecipeError
 from pipeline.run import open_run
 from pipeline.store import VALUES
 from pipeline.summary import account
-from stages.report import facts
+from stages.report import facts, job
 from stages.report.collect import Collector, Group, Limits
 from stages.report.job import MAX_PAGE_BYTES, ReportParams, write_report
 
@@ -149,6 +149,16 @@ def test_images_stay_within_their_budget(make_run, plain_rows, read_page) -> Non
     assert 2_000 <= used < 6_000 and one["bytes"] < MAX_PAGE_BYTES
 
 
+def test_a_page_that_would_be_too_large_shows_fewer_samples_and_says_so(make_run, plain_rows, read_page, monkeypatch) -> None:
+    run = make_run(plain_rows(200))
+    whole = write_report(run, ReportParams(kept=100, per_reason=50))
+    monkeypatch.setattr(job, "MAX_PAGE_BYTES", whole["bytes"] // 3)
+    smaller = write_report(run, ReportParams(kept=100, per_reason=50))
+    page = read_page(Path(smaller["report"]))
+    assert smaller["bytes"] <= whole["bytes"] // 3 and 0 < smaller["samples"] < whole["samples"]
+    assert "Fewer samples are shown" in page.text and number(page.by_id["n-input"]) == 200
+
+
 def test_captions_stand_beside_the_alt_text(make_run, plain_rows, read_page) -> None:
     run = make_run(plain_rows(60))
     page = read_page(Path(write_report(run)["report"]))
@@ -244,6 +254,7 @@ def test_command_line(make_run, plain_rows, tmp_path) -> None:
     assert told["report"] == str(run.root / "report.html") and told["bytes"] == (run.root / "report.html").stat().st_size
     done = CliRunner().invoke(app, ["report", str(run.root), "--share", "--out", str(tmp_path / "shared.html"), *toys])
     assert done.exit_code == 0 and "shared.html" in done.stdout and (tmp_path / "shared.html").is_file()
+    assert write_report(run, out=tmp_path)["report"] == str(tmp_path / "report.html")
     done = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
     assert done.exit_code == 2 and "no run here" in done.stderr
     next((run.root / "verdicts" / "grade").glob("*.parquet")).unlink()
