@@ -16,6 +16,7 @@ from pipeline.store import VERDICTS
 from stages.report import facts
 from stages.report.collect import Collector, Limits
 from stages.report.page import Facts, Page, default_path, thumbnails_for
+from stages.report.training import make_evaluations, make_trainings
 
 MAX_PAGE_BYTES = 20_000_000
 _AMOUNTS = ("kept", "per_reason", "nearest", "image_bytes")  # halved until the page is small enough
@@ -95,7 +96,7 @@ def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "")
     waterfall = facts.make_waterfall(run, found)
     roots = {"this run": run.root} | {name: Path(folder) for name, folder in params.compare.items()}
     told = Facts(waterfall, facts.make_costs(run, waterfall), facts.make_models(run), facts.make_versions(run))
-    told.trainings, told.evaluations = facts.make_trainings(roots), facts.make_evaluations(roots)
+    told.trainings, told.evaluations = make_trainings(roots), make_evaluations(roots)
     if params.truth:
         told.rules, kept, right = facts.make_rules(run, params.truth)
         told.kept_against_truth = (kept, right)

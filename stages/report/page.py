@@ -17,12 +17,12 @@ from markupsafe import Markup
 from pipeline.run_view import RunView
 from stages.report import charts
 from stages.report.captions import Kind
+from stages.report.cards import Card, CardMaker
 from stages.report.collect import Collected, Gallery, Group
-from stages.report.draws import Place
-from stages.report.facts import MOST_REASONS, Cost, Evaluation, Rule, Training, Waterfall
-from stages.report.safe import Cleaner, Shown, json_block
-from stages.report.samples import Sample, Text
-from stages.report.thumbnails import Picture, Thumbnails
+from stages.report.facts import MOST_REASONS, Cost, Rule, Waterfall
+from stages.report.safe import Cleaner, json_block
+from stages.report.thumbnails import Thumbnails
+from stages.report.training import Evaluation, Training
 from stages.report.words import in_words
 
 SERIES = ("kept in the end", "left at another stage", "left at this stage")
@@ -43,28 +43,6 @@ class Facts:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Entry:
-    """A text of a card: its label, what is shown, its score."""
-
-    label: str
-    shown: Shown
-    score: str = ""
-
-
-@dataclass
-class Card:
-    """A row in a gallery."""
-
-    identifier: str
-    image: Picture
-    entries: list[Entry]
-    more_texts: int
-    detail: Shown | None
-    scores: list[tuple[str, str]]
-    facts: list[tuple[str, Shown]]
-
-
 class Page:
     """Builds one page. `share` leaves out images and URLs; `thumbnails` is None where there are no images; `inputs` is
     the digest by which a page is known to be up to date."""
@@ -76,6 +54,7 @@ class Page:
         self.inputs = inputs
         self.cleaner = Cleaner(share)
         self.thumbnails = None if share else thumbnails
+        self.cards = CardMaker(found.samples, found.measures, self.cleaner, self.thumbnails)
         self.anchors = {group: f"g{place}" for place, group in enumerate(found.left)}
         env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         env.filters["n"] = charts.number
@@ -110,7 +89,7 @@ class Page:
         """Waterfall lines: what stays (from the left) and what leaves (after it), as shares of the input."""
         total, lines = max(1, self.facts.waterfall.rows), []
         for step in self.facts.waterfall.steps:
-            leaving = [
+            leaving: list[dict[str, Any]] = [
                 {"line": one, "anchor": self.anchors.get(Group(step.stage, one.status, one.reason), ""), "words": in_words(one.status, one.reason)}
                 for one in step.leaving
             ]
@@ -130,7 +109,8 @@ class Page:
 
     def _charts(self) -> dict[str, list[dict[str, Any]]]:
         """Histograms: those with a threshold or of a score, and the rest."""
-        first, rest = [], []
+        first: list[dict[str, Any]] = []
+        rest: list[dict[str, Any]] = []
         for place, (measure, histogram) in enumerate(zip(self.found.measures, self.found.histograms, strict=True)):
             if not len(histogram.counts):
                 continue
@@ -174,47 +154,11 @@ class Page:
             threshold, places = self.found.thresholds[place], gallery.nearest[place].places()
             if places:
                 label = f"{self.cleaner.line(self.found.measures[threshold.measure].label)} {threshold.sign} {charts.number(threshold.value)}"
-                nearest.append({"label": label, "cards": [self._card(p, threshold.measure) for p in places]})
-        return {"rows": gallery.rows, "random": [self._card(place) for place in gallery.random.places()], "nearest": nearest}
-
-    def _image(self, sample: Sample) -> Picture:
-        if sample.image is None or self.thumbnails is None:
-            return Picture(why="no image was stored")
-        return self.thumbnails.picture(sample.image)
-
-    def _card(self, place: Place, first: int | None = None) -> Card:
-        """A row; the measure `first` stands at the head of its scores."""
-        sample = self.found.samples[place]
-        self.cleaner.hide_host(sample.url.text)
-        order = sorted(sample.scores, key=lambda m: (m != first, not self.found.measures[m].is_score, m))
-        numbers = [(self.cleaner.line(self.found.measures[m].label), charts.number(sample.scores[m])) for m in order]
-        ahead = sum(m == first or self.found.measures[m].is_score for m in order)
-        facts = [] if self.cleaner.share else [("url", self.cleaner.text(sample.url.text))]
-        facts += [(self.cleaner.line(name), self.cleaner.text(text.text)) for name, text in sample.carried.items()]
-        facts += [(label, Shown(value)) for label, value in numbers[ahead:]]
-        detail = self.cleaner.text(sample.detail) if sample.detail else None
-        card = Card(sample.identifier, self._image(sample), self._entries(sample), sample.more_texts, detail, numbers[:ahead], facts)
-        self.cleaner.hide_host("")
-        return card
-
-    def _shown(self, text: Text) -> Shown:
-        shown = self.cleaner.text(text.text)
-        return Shown(shown.head, shown.rest, text.length, shown.cut or text.length > len(text.text))
-
-    def _entries(self, sample: Sample) -> list[Entry]:
-        """The alt-text as read, then the row's texts; one that is the same stands once."""
-        entries, own = [], Entry("alt-text", self._shown(sample.alt_text))
-        for text in sample.texts:
-            label = f"{text.kind} of a duplicate" if text.other else text.kind.replace("alt_text", "alt-text, cleaned")
-            score = "" if text.score is None else charts.number(text.score)
-            if text.text == sample.alt_text.text and not text.other:
-                own.score = score
-            else:
-                entries.append(Entry(self.cleaner.line(label + (f" ({text.model})" if text.model else "")), self._shown(text), score))
-        return [own, *entries]
+                nearest.append({"label": label, "cards": [self.cards.card(p, threshold.measure) for p in places]})
+        return {"rows": gallery.rows, "random": [self.cards.card(place) for place in gallery.random.places()], "nearest": nearest}
 
     def _captions(self) -> list[Card]:
-        return [self._card(place) for place in self.found.kept.random.places()[:10]]
+        return [self.cards.card(place) for place in self.found.kept.random.places()[:10]]
 
     def _kinds(self) -> dict[str, Kind]:
         return {self.cleaner.line(name): kind for name, kind in self.found.kinds.shown().items()}
