@@ -30,7 +30,7 @@ bench: .venv/ready
 	$(BIN)/python tests/bench/all.py
 
 requirements: .uv/ready  ## resolve the locked versions anew
-	$(UV) pip compile -q --python-version 3.11 --extra clip --extra train --extra ray --extra dev -c requirements/pins.txt \
+	$(UV) pip compile -q --python-version 3.11 --extra clip --extra train --extra ray --extra s3 --extra dev -c requirements/pins.txt \
 		--no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements/cpu.txt
 
 .uv/ready: requirements/uv.txt

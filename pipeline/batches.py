@@ -11,19 +11,24 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.blobs import ImageRef
+from pipeline.budget import Breaker
 from pipeline.chain import Node
 from pipeline.environment import Environment
 from pipeline.errors import Fatal, as_fatal, failure_of, is_fatal
 from pipeline.stage import Context, Stage, Vector
+from pipeline.storage import ObjectPath, Place
 from pipeline.store import to_storage
 from pipeline.view import PartView, mappings
 from schemas.outcome import Failure, FailureCode
+
+if TYPE_CHECKING:
+    from pipeline.image_windows import ImageWindows
 
 WINDOW = 3  # batches in flight at a model: one computing, one waiting, one being prepared
 
@@ -68,22 +73,27 @@ def deadline(seconds: float | None, hard: bool) -> Iterator[None]:
 class BatchRunner:
     """One stage on one part. `run` takes row indices and gives back their values, whatever single rows do."""
 
-    def __init__(self, node: Node, stage: Stage, view: PartView, env: Environment, context: Context):
+    def __init__(self, node: Node, stage: Stage, view: PartView, env: Environment, context: Context, breaker: Breaker):
         self.node = node
         self.stage = stage
         self.view = view
         self.env = env
         self.context = context
+        self.breaker = breaker
         self.calls = 0
+        self._images: ImageWindows | None = None
 
     def run(self, rows: np.ndarray) -> Computed:
         """Compute rows (int64 indices into the part). Raises Fatal for what no row is to blame for."""
         started = self.context.model.seconds() if self.context.model else 0.0
         done: list[tuple[np.ndarray, Computed]] = []
         if len(rows):
+            self._images = self._plan_images(rows)
             batches = list(self._batches(rows))
             run = self._with_model if self.stage.uses_model else self._plainly
-            done = list(run(batches))
+            for batch, computed in run(batches):
+                self._count(batch, computed.failures)
+                done.append((batch, computed))
         order = np.concatenate([batch for batch, _ in done]) if done else np.empty(0, np.int64)
         back = pa.array(np.argsort(order, kind="stable"))
         columns = {
@@ -95,6 +105,13 @@ class BatchRunner:
             failures = [failures[place] for place in back.to_pylist()]
         seconds = self.context.model.seconds() - started if self.context.model else 0.0
         return Computed(columns, failures, self.calls, seconds)
+
+    def _count(self, batch: np.ndarray, failures: list[Failure | None]) -> None:
+        if not any(failures) and not self.breaker.reported:
+            self.breaker.count_values(len(batch))
+            return
+        for row, failure in zip(batch.tolist(), failures, strict=True):
+            self.breaker.count(row, failure)
 
     def _batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         isolation = self.env.isolation
@@ -183,6 +200,7 @@ class BatchRunner:
             answer = self._submit(batch, rows).result(self.stage.batch_timeout_s)
             return self._pack(self.stage.finish(rows, answer, self.context), len(rows))
         self.env.note(self.node, self.view.part, batch.tolist())
+        self.context.report = lambda place, outcome: self.breaker.count(int(batch[place]), outcome if isinstance(outcome, Failure) else None)
         with deadline(self.stage.batch_timeout_s, hard=self.env.notes is not None):
             answers = self.stage.compute(rows, self.context)
         self.calls += 1
@@ -193,13 +211,29 @@ class BatchRunner:
         table = self.view.table(dict(self.node.reads), batch)
         rows = mappings(table, [name for name in table.column_names if not name.startswith("image.")])
         if "image.tar" in table.column_names:
-            owner = self.node.reads["image.tar"]
-            assert owner is not None
-            folder = self.env.store.blobs(self.view.chain.nodes[owner.node].name)
-            places = zip(*(table[f"image.{part}"].to_pylist() for part in ("tar", "offset", "size")), strict=True)
+            folder, places = self._blobs(), _places(table)
             for row, (tar, offset, size) in zip(rows, places, strict=True):
-                row["image"] = None if tar is None else ImageRef(folder / tar, offset, size)
+                if tar is None:
+                    row["image"] = None
+                else:
+                    row["image"] = self._images.image((tar, offset, size)) if self._images else ImageRef(folder / tar, offset, size)
         return [MappingProxyType(row) for row in rows]
+
+    def _blobs(self) -> Place:
+        """Folder of the stored images that the stage reads."""
+        owner = self.node.reads["image.tar"]
+        assert owner is not None
+        return self.env.store.blobs(self.view.chain.nodes[owner.node].name)
+
+    def _plan_images(self, rows: np.ndarray) -> ImageWindows | None:
+        """Where images lie in object storage: a plan to fetch those of all rows in few requests."""
+        if "image.tar" not in self.node.reads or not isinstance(folder := self._blobs(), ObjectPath):
+            return None
+        from pipeline.image_windows import ImageWindows
+
+        refs = {name: ref for name, ref in self.node.reads.items() if name.startswith("image.")}
+        places = [place for place in _places(self.view.table(refs, rows)) if place[0] is not None]
+        return ImageWindows(folder, places)
 
     def _pack(self, answers: list[Any], expected: int) -> Computed:
         """Check a stage's answers against its declaration and turn them into columns."""
@@ -230,6 +264,11 @@ class BatchRunner:
     def _all_failed(self, failure: Failure, rows: int) -> Computed:
         columns = {name: to_storage([None] * rows, kind) for name, kind in self.node.writes.items()}
         return Computed(columns, [failure] * rows)
+
+
+def _places(table: pa.Table) -> list[tuple[Any, ...]]:
+    """(tar, offset, size) of each row's image, nulls where none is stored."""
+    return list(zip(*(table[f"image.{name}"].to_pylist() for name in ("tar", "offset", "size")), strict=True))
 
 
 def _concat(arrays: list[pa.Array], kind: Any) -> pa.Array:

@@ -6,10 +6,12 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import Fatal
-from pipeline.files import commit_file, temporary_name
+from pipeline.files import commit_file, temporary_name, writing
+from pipeline.storage import Place
 
 MAX_TAR_BYTES = 1 << 30
 BLOCK = 512
@@ -53,9 +55,14 @@ TAR_END = b"\0" * (2 * BLOCK)
 
 
 class BlobWriter:
-    """Appends members to temporary tars; `finish` commits them under names that contain their digests."""
+    """Appends members to temporary tars; `finish` commits them under names that contain their digests.
 
-    def __init__(self, folder: Path, part: int, guard: Callable[[], None] | None = None, max_bytes: int = MAX_TAR_BYTES):
+    The digest is taken over the headers and the members' SHA-256, which stages know already: no byte is hashed twice.
+    A tar bound for object storage is written to a local folder first: its name is known only at its end.
+    Raises Fatal naming the disk where it is full.
+    """
+
+    def __init__(self, folder: Place, part: int, guard: Callable[[], None] | None = None, max_bytes: int = MAX_TAR_BYTES):
         self.folder = folder
         self.part = part
         self.guard = guard
@@ -65,8 +72,11 @@ class BlobWriter:
         self._done: list[tuple[str, Path, str]] = []
         self._count = 0
 
-    def add(self, key: str, extension: str, data: bytes) -> tuple[str, int, int]:
-        """Append one member. Returns (token of the tar, offset of the data, size); run_part replaces the token by the name."""
+    def add(self, key: str, extension: str, data: bytes, sha256: bytes | None = None) -> tuple[str, int, int]:
+        """Append one member; `sha256` is that of `data`, where it is known.
+
+        Returns (token of the tar, offset of the data, size); run_part replaces the token by the name.
+        """
         if self._open is not None and self._written + len(data) > self.max_bytes:
             self._close_current()
         if self._open is None:
@@ -74,28 +84,34 @@ class BlobWriter:
         handle = self._handle
         header = tar_header(f"{key}.{extension}", len(data))
         offset = self._written + len(header)
-        block = b"".join((header, data, padding(len(data))))
-        handle.write(block)
-        self._digest.update(block)
-        self._written += len(block)
+        end = padding(len(data))
+        with writing(self._path):
+            handle.write(header)
+            handle.write(data)
+            handle.write(end)
+        self._digest.update(header)
+        self._digest.update(sha256 or hashlib.sha256(data).digest())
+        self._written += len(header) + len(data) + len(end)
         return self._token, offset, len(data)
 
     def _start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._token = f"#{self._count}"
         self._count += 1
         self._path = temporary_name(self.folder / f"part-{self.part:05d}-{self._count}.tar")
-        self._handle = open(self._path, "wb", buffering=1 << 20)
+        with writing(self._path):
+            self._handle = open(self._path, "wb", buffering=1 << 20)
         self._open = (self._path, self._handle)
         self._digest = hashlib.sha256()
         self._written = 0
 
     def _close_current(self) -> None:
-        self._handle.write(TAR_END)
-        self._digest.update(TAR_END)
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        self._handle.close()
+        with writing(self._path):
+            self._handle.write(TAR_END)
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+            self._handle.close()
         self._done.append((self._token, self._path, self._digest.hexdigest()[:16]))
         self._open = None
 
@@ -114,8 +130,9 @@ class BlobWriter:
     def abort(self) -> None:
         """Remove what was not committed."""
         if self._open is not None:
-            self._handle.close()
             self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # what is still buffered finds no room on a full disk
+                self._handle.close()
             self._open = None
         for _, path, _ in self._done:
             path.unlink(missing_ok=True)
@@ -127,13 +144,14 @@ class ImageRef:
 
     __slots__ = ("path", "offset", "size")
 
-    def __init__(self, path: Path, offset: int, size: int):
+    def __init__(self, path: Place, offset: int, size: int):
         self.path = path
         self.offset = offset
         self.size = size
 
     def read(self) -> bytes:
         """The bytes as stored. Raises Fatal naming the tar when it is gone or too short: that is no fault of the row."""
+        assert isinstance(self.path, Path)
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import cli_repair
 from pipeline.cli_options import (
     EXIT_FAILED,
     Address,
@@ -35,6 +36,7 @@ from pipeline.console import command_line, print_json, results, say
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
+from pipeline.storage import place_of
 
 app = typer.Typer(
     name="pairmill",
@@ -53,7 +55,7 @@ def _load(recipe: str, sets: list[str] | None, limit: int | None, sample: float 
 @answers
 def run(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run directory; the same command goes on with what is committed there.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Run directory or s3://BUCKET/FOLDER; the same command goes on with what is committed.")],
     sets: Sets = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -76,50 +78,23 @@ def run(
       pairmill run web_pairs --set input.table=urls.parquet --out RUN
       pairmill run web_pairs --set input.table=urls.parquet --out TRY --limit 1000
     """
-    from pipeline import run as machine
-    from pipeline.progress import Progress
-    from pipeline.summary import print_summary, summary
+    from pipeline.cli_execute import execute, print_result, say_next
+    from pipeline.run import RunOptions
 
     built = _load(recipe, sets, limit, sample)
-    options = machine.RunOptions(executor, workers or 0, address, jobs=not no_jobs)
-    result = None
-    with StopOnSignal() as stop, Progress(progress, interval) as shown:
-        result = machine.run(built, out, options, shown)
+    result = execute(built, out, RunOptions(executor, workers or 0, address, jobs=not no_jobs), progress, interval)
     if result is None:
-        assert stop.asked
-        return _interrupted(out)
-    found = summary(result)
-    if json:
-        print_json(found)
-    else:
-        print_summary(found, results())
-        results().print(f"\ndataset: {found['dataset'] or 'none written (no job of this recipe writes one)'}", soft_wrap=True)
-    say(f"done in {result.seconds:.1f} s; a row's whole life: pairmill explain {out} SAMPLE_ID")
+        return EXIT_INTERRUPTED
+    print_result(result, json)
+    say_next(result, out)
     return 0
-
-
-def _interrupted(out: Path) -> int:
-    """Say what stays and how to go on."""
-    from pipeline.run import open_run
-    from pipeline.store import VERDICTS
-
-    try:
-        view = open_run(out)
-    except RecipeError:
-        say("\nstopped; nothing is committed yet (the input was still being read)")
-    else:
-        steps = (len(view.chain.nodes) - 1) * len(view.parts)
-        committed = sum(kind == VERDICTS and stage != "source" for kind, stage, _ in view.records())
-        say(f"\nstopped; {committed:,} of {steps:,} steps (one stage on one part) are committed in {out} and will not be done again")
-    say(f"to go on: {command_line()}", whole=True)
-    return EXIT_INTERRUPTED
 
 
 @app.command(short_help="Show what a run would do, and why.")
 @answers
 def plan(
     recipe: RecipeName,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Run directory to plan for; without it a new run is planned.")] = None,
     sets: Sets = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -208,6 +183,10 @@ def explain(
     return 0
 
 
+app.command(short_help="Show why rows failed, and what to do.")(cli_repair.failures)
+app.command(short_help="Try failed rows again, and nothing else.")(cli_repair.retry)
+
+
 @app.command(short_help="Check a finished dataset.")
 @answers
 def verify(
@@ -224,7 +203,8 @@ def verify(
     Example:
       pairmill verify RUN
     """
-    folder = out if (out / "manifest.json").is_file() else out / "dataset"
+    root = place_of(out)
+    folder = root if (root / "manifest.json").is_file() else root / "dataset"
     if not (folder / "manifest.json").is_file():
         raise RecipeError(f"{out}: no dataset here (manifest.json is missing, and it is written last); finish it with `pairmill run`")
     # The checks know shards and images and stand among the stages, which this package must not import.
@@ -247,7 +227,7 @@ def verify(
 def report(
     out: RunFolder,
     share: Annotated[bool, typer.Option("--share", help="Leave out images and URLs, to show the page to others.")] = False,
-    file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page; default: OUT/report.html, or OUT/report-share.html.")] = None,
+    file: Annotated[str | None, typer.Option("--out", metavar="FILE", help="The page; default: OUT/report.html, or OUT/report-share.html.")] = None,
     imports: Imports = None,
     json: Json = False,
     debug: Debug = False,
@@ -265,7 +245,7 @@ def report(
     from pipeline.run import open_run
 
     # The page knows images and stands among the stages, which this package must not import.
-    found = importlib.import_module("stages.report.job").write_report(open_run(out), share=share, out=file)
+    found = importlib.import_module("stages.report.job").write_report(open_run(out), share=share, out=place_of(file) if file else None)
     if json:
         print_json(found)
     else:
@@ -308,7 +288,7 @@ def demo(
 @app.command(short_help="List stages, sources, jobs and models, or describe one.")
 @answers
 def stages(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A source, stage, job or kind of model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A source, stage, job or kind of model.")] = None,
     imports: Imports = None,
     json: Json = False,
     debug: Debug = False,
@@ -332,6 +312,9 @@ def stages(
         one = describe.describe(name)
         print_json(one) if json else describe.print_one(one, results())
     return 0
+
+
+app.command(short_help="Check this machine: network, disk, packages, models.")(cli_repair.doctor)
 
 
 def main() -> None:

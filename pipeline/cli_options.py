@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from pipeline import registry
-from pipeline.console import say
-from pipeline.errors import Fatal, RecipeError, as_fatal
+from pipeline.console import command_line, say
+from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.stop import EXIT_INTERRUPTED
+from schemas.outcome import PASSING
 
 EXIT_FAILED = 1
 EXIT_WRONG = 2
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a built-in recipe, or path of a .yaml file.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Run directory (the --out of `pairmill run`).")]
+RunFolder = Annotated[str, typer.Argument(metavar="OUT", help="Run directory or s3:// address (the --out of `pairmill run`).")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a value of the recipe; may be repeated.")]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows of the input.", min=1)]
 Sample = Annotated[float | None, typer.Option("--sample", metavar="F", help="Only this fraction of the rows, drawn by the recipe's seed.")]
@@ -45,6 +45,9 @@ def answers(command: Callable[..., int | None]) -> Callable[..., None]:
             code = command(*args, **kwargs)
         except RecipeError as error:
             code = _failed(error, EXIT_WRONG, kwargs)
+        except BudgetExceeded as error:
+            code = _failed(error, EXIT_FAILED, kwargs)
+            _say_what_follows(error, kwargs.get("out"))
         except Fatal as error:
             code = _failed(error, EXIT_FAILED, kwargs)
         except KeyboardInterrupt:  # a command that only reads; `run` and `demo` stop in their own way
@@ -57,6 +60,18 @@ def answers(command: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(code or 0)
 
     return wrapped
+
+
+def _say_what_follows(error: BudgetExceeded, out: str | None) -> None:
+    """After a stop by a budget: how to go on, and what becomes of rows that failed so and are committed."""
+    again = "it tries once more what failed while the rate rose" if error.code in PASSING else ""
+    say(f"then go on with the same command{f'; {again}' if again else ''}:")
+    say(f"  {command_line()}", whole=True)
+    if not again:
+        say(f"rows that failed with {error.code} in parts that are committed stay so; to try them again:")
+        say(f"  pairmill retry {out} --stage {error.stage} --reason {error.code}", whole=True)
+    say("if so many failures are to be expected here, add:")
+    say(f"  --set budgets.{error.stage}.{error.limit}={1 if error.limit == 'max_share' else 10**9}", whole=True)
 
 
 def _failed(error: Exception, code: int, kwargs: dict[str, Any]) -> int:

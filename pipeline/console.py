@@ -12,6 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.secrets import mask
+
 
 def results() -> Console:
     """Console of standard output."""
@@ -25,7 +27,7 @@ def notes() -> Console:
 
 def say(text: str, whole: bool = False) -> None:
     """One note on standard error. whole: never cut into lines by us, so that a command in it can be copied."""
-    notes().print(Text(text), soft_wrap=whole or not sys.stderr.isatty())
+    notes().print(Text(mask(text)), soft_wrap=whole or not sys.stderr.isatty())
 
 
 def print_json(value: Any) -> None:

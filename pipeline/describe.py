@@ -112,10 +112,10 @@ def _type_name(kind: Any) -> str:
 
 
 def named_outcomes(cls: type) -> dict[str, list[str]]:
-    """Drop reasons and failure codes that a stage's file, or a file it takes functions from, names (as Reason.X,
-    FailureCode.X or the plain word)."""
+    """Drop reasons and failure codes that a stage's file, that of a base class, or one it takes functions from, names (as
+    Reason.X, FailureCode.X or the plain word)."""
     module = sys.modules[cls.__module__]
-    used = {cls.__module__, *(value.__module__ for value in vars(module).values() if inspect.isfunction(value))}
+    used = {*(base.__module__ for base in cls.__mro__[:-1]), *(value.__module__ for value in vars(module).values() if inspect.isfunction(value))}
     text = "\n".join(inspect.getsource(sys.modules[name]) for name in sorted(used) if name.partition(".")[0] not in ("pipeline", "schemas"))
     drops = [str(reason) for reason in Reason if re.search(rf"\bReason\.{reason.name}\b|Drop\(\s*[\"']{reason}[\"']", text)]
     failures = [str(code) for code in FailureCode if re.search(rf"\bFailureCode\.{code.name}\b|Failure\(\s*[\"']{code}[\"']", text)]

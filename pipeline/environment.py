@@ -7,14 +7,16 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pipeline import models
 from pipeline.blobs import BlobWriter
+from pipeline.budget import Runs
 from pipeline.chain import Chain, Node
 from pipeline.errors import Budget
+from pipeline.retry import Retry
 from pipeline.stage import Context, Stage
+from pipeline.storage import Place
 from pipeline.store import Store
 
 
@@ -42,10 +44,12 @@ class Environment:
 
     chain: Chain
     store: Store
-    retry: dict[str, frozenset[str]] = field(default_factory=dict)
+    retry: Retry = field(default_factory=Retry)
+    recent: dict[str, Runs] = field(default_factory=dict)  # stage -> outcomes of the run's last rows, as of this task's start
     isolation: Isolation | None = None
-    notes: Path | None = None
+    notes: Place | None = None
     workers: int = 1
+    nodes: int = 1
     model_for: Callable[[str], Any] | None = None
     _ready: set[int] = field(default_factory=set)
 
@@ -62,7 +66,7 @@ class Environment:
     def context(self, node: Node, part: int) -> Context:
         """Context of a stage for one part; calls the stage's `setup` the first time in this process."""
         stage = self.stage(node)
-        context = Context(node.name, part, self.chain.recipe.seed, self.workers)
+        context = Context(node.name, part, self.chain.recipe.seed, self.workers, self.store.token, self.nodes)
         if stage.writes_blobs:
             context.blobs = BlobWriter(self.store.blobs(node.name), part, self.store.guard)
         if stage.uses_model and stage.model_name:

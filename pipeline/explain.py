@@ -17,9 +17,11 @@ from rich.text import Text
 from pipeline.chain import Node, Ref
 from pipeline.console import print_fact
 from pipeline.errors import RecipeError
+from pipeline.files import parquet_source, read_metadata
 from pipeline.run import open_run
 from pipeline.run_view import RunView
 from pipeline.stage import Vector
+from pipeline.storage import Place
 from pipeline.store import BOOKKEEPING, RESOLVED, VALUES, VERDICTS
 from pipeline.view import PartView
 from schemas.outcome import Outcome, Status
@@ -30,24 +32,26 @@ LONGEST_TEXT = 400
 
 
 def explain(out: str | Path, wanted: str) -> list[dict[str, Any]]:
-    """Every row that `wanted` names: a sample_id in hex (or its first 6 or more digits), or a URL.
+    """Every row that `wanted` names: a sample_id in hex (or its first 6 or more digits), a URL, or the path of a local image.
 
-    Several rows may have one id (the same line twice) or one URL. Raises RecipeError where there is none, or where a
+    Several rows may have one id (the same line twice), one URL or one path. Raises RecipeError where there is none, or where a
     prefix fits several ids.
     """
     view = open_run(out)
     prefix = wanted.lower()
     is_hex = len(prefix) <= 32 and all(letter in "0123456789abcdef" for letter in prefix)
     if is_hex and len(prefix) < SHORTEST_PREFIX:
-        raise RecipeError(f"{wanted}: give at least {SHORTEST_PREFIX} digits of a sample_id, or a whole URL")
+        raise RecipeError(f"{wanted}: give at least {SHORTEST_PREFIX} digits of a sample_id, or a whole URL or path")
     places = list(_with_id(view, prefix)) if is_hex else []
     ids = sorted({identifier for _, _, identifier in places})
     if len(ids) > 1:
         raise RecipeError(f"{wanted}: {len(ids)} samples begin so: {', '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}; give more digits")
     if not places:
-        places = list(_with_url(view, wanted))
+        places = list(_with_value(view, "url", wanted))
+    if not places and "path" in view.chain.nodes[0].writes:
+        places = list(_with_value(view, "path", wanted))
     if not places:
-        raise RecipeError(f"{wanted}: no row of {out} has this sample_id or URL ({sum(view.parts):,} rows in {len(view.parts)} parts searched)")
+        raise RecipeError(f"{wanted}: no row of {out} has this sample_id, URL or path ({sum(view.parts):,} rows in {len(view.parts)} parts searched)")
     return [_life(view, part, row) for part, row, _ in places]
 
 
@@ -71,10 +75,11 @@ def _with_id(view: RunView, prefix: str) -> Iterator[tuple[int, int, str]]:
             yield part, row, raw[row].tobytes().hex()
 
 
-def _with_url(view: RunView, url: str) -> Iterator[tuple[int, int, str]]:
+def _with_value(view: RunView, name: str, value: str) -> Iterator[tuple[int, int, str]]:
+    """(part, row, id) of the rows that have this value in a column of the source."""
     for part in range(len(view.parts)):
-        column = _source(view, part, "url")
-        for row in np.flatnonzero(pc.fill_null(pc.equal(column, url), False).to_numpy(zero_copy_only=False)).tolist():
+        column = _source(view, part, name)
+        for row in np.flatnonzero(pc.fill_null(pc.equal(column, value), False).to_numpy(zero_copy_only=False)).tolist():
             yield part, row, _source(view, part, "sample_id")[row].as_py().hex()
 
 
@@ -151,12 +156,13 @@ def _plain(value: Any) -> Any:
 def _in_dataset(run: RunView, key: str) -> list[dict[str, Any]]:
     """Where the dataset's indexes have a sample (of equal rows: all of them): shard (tar), offset and size."""
     found = []
-    for path in sorted(run.dataset.glob("shards/*.parquet")):
-        names = pq.read_schema(path).names
+    paths: list[Place] = sorted(run.dataset.glob("shards/*.parquet"))  # type: ignore[type-var]
+    for path in paths:
+        names = read_metadata(path).schema.to_arrow_schema().names
         if {"key", "offset"} <= set(names):  # the embeddings beside an index have no place
             columns = [name for name in ("key", "tar", "offset", "size") if name in names]
-            lines = pq.read_table(path, columns=columns, filters=pc.starts_with(pc.field("key"), key)).to_pylist()
-            found += [{"file": str(path.relative_to(run.root)), "tar": path.with_suffix(".tar").name, **line} for line in lines]
+            lines = pq.read_table(parquet_source(path), columns=columns, filters=pc.starts_with(pc.field("key"), key)).to_pylist()
+            found += [{"file": f"dataset/shards/{path.name}", "tar": path.with_suffix(".tar").name, **line} for line in lines]
     return found
 
 
@@ -165,7 +171,7 @@ def _same_url(run: RunView, url: Any, part: int, row: int) -> list[dict[str, Any
     found: list[dict[str, Any]] = []
     if not isinstance(url, str):
         return found
-    for other_part, other_row, identifier in _with_url(run, url):
+    for other_part, other_row, identifier in _with_value(run, "url", url):
         if (other_part, other_row) != (part, row):
             found.append({"sample_id": identifier, "part": other_part, "row": other_row})
         if len(found) == MOST_SHOWN:

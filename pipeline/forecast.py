@@ -22,6 +22,7 @@ from pipeline.environment import Environment
 from pipeline.groups import make_groups
 from pipeline.part import asked_again, is_done, judge, needed_rows, verdict_inputs
 from pipeline.resolve import is_resolved, run_resolve
+from pipeline.retry import Retry
 from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
 from pipeline.view import PartView, Verdict
 from schemas.outcome import Outcome, Status
@@ -110,10 +111,10 @@ class Forecast:
     views: one per part, with the footers loaded. retry: failures that a run would try again, unasked.
     """
 
-    def __init__(self, chain: Chain, views: list[PlanView], retry: dict[str, frozenset[str]] | None = None):
+    def __init__(self, chain: Chain, views: list[PlanView], retry: Retry | None = None):
         self.chain = chain
         self.views = views
-        self.retry = retry or {}
+        self.retry = retry or Retry()
         self.env = Environment(chain, views[0].store) if views else None
         self.found = {node.index: NodeForecast() for node in chain.nodes[1:]}
         self.unresolved: set[int] = set()  # nodes whose resolve would return what only the run can know
@@ -134,7 +135,7 @@ class Forecast:
         return self.found
 
     def _measure(self, node: Node, view: PlanView) -> None:
-        codes = self.retry.get(node.name, frozenset())
+        codes = self.retry.codes(node.name, view.part)
         if is_done(node, view) and not asked_again(node, view, codes):
             return
         masks, record, found = view.current(), view.record(VALUES, node), self.found[node.index]

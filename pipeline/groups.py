@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, field
-from typing import Any
 
+from pipeline.budget import Runs
 from pipeline.chain import Chain, Node
 from pipeline.environment import Environment, Isolation
 from pipeline.part import StepResult, is_done, run_part
@@ -40,7 +40,7 @@ class GroupTask:
     rows: int
     isolation: Isolation | None = None
     attempt: int = 0
-    info: dict[str, Any] = field(default_factory=dict)
+    recent: dict[str, Runs] = field(default_factory=dict)
 
 
 def make_groups(chain: Chain) -> list[Group]:
@@ -84,7 +84,7 @@ def group_done(group: Group, view: PartView) -> bool:
 
 def run_group(env: Environment, group: Group, task: GroupTask) -> list[StepResult]:
     """Run the steps of a group on one part in order; each stage commits its own files."""
-    env.isolation = task.isolation
+    env.isolation, env.recent = task.isolation, task.recent
     view = PartView(env.chain, env.store, task.part, task.rows)
     # Row mappings are many and never cyclic: cycle collection over them costs more than the machine itself does.
     collecting = gc.isenabled()

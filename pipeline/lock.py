@@ -1,4 +1,4 @@
-"""One run at a time in a run directory: a lock file with owner and heartbeat, re-checked before every commit."""
+"""One run at a time in a run directory: a lock with owner and heartbeat, re-checked before every commit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.errors import Fatal
+from pipeline.files import writing
+from pipeline.storage import ObjectPath, Place
 
 HEARTBEAT_S = 5.0
 DEAD_AFTER_S = 30.0
@@ -28,9 +31,13 @@ class Owner:
     heartbeat: float
 
     @property
+    def here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    @property
     def alive(self) -> bool:
         """A fresh heartbeat, and on this host a living process behind it."""
-        if self.host == socket.gethostname() and not _process_lives(self.pid, self.started):
+        if self.here and not _process_lives(self.pid, self.started):
             return False
         return time.time() - self.heartbeat < DEAD_AFTER_S
 
@@ -53,84 +60,180 @@ class LockLost(Fatal):
     """Another run took this directory over; nothing more may be committed from here."""
 
 
-class RunLock:
-    """Held by the driver; workers carry `token` and call `check` before each commit."""
+class Lease(Protocol):
+    """How a lock is kept: as a file, or as an object."""
 
-    def __init__(self, root: Path):
-        self.path = root / "lock"
+    def create(self, content: bytes) -> bool:
+        """Make the lock where there is none; False where there is one."""
+        ...
+
+    def owner(self) -> Owner | None:
+        """Who holds it; None where nobody does, or where it is just being written."""
+        ...
+
+    def lives(self, owner: Owner) -> bool:
+        """Whether the run that holds the lock is still at work."""
+        ...
+
+    def take_over(self, seen: Owner | None, content: bytes) -> None:
+        """Replace the lock of a dead owner, unless it is no longer `seen`'s. `owner` tells afterwards who has won."""
+        ...
+
+    def renew(self, content: bytes) -> None:
+        """Write the heartbeat of a lock that is ours."""
+        ...
+
+    def remove(self) -> None: ...
+
+
+class RunLock:
+    """Held by the driver; workers carry `token` and call `check` before each commit.
+
+    `warning` is not empty where the storage cannot keep two runs apart for certain.
+    """
+
+    def __init__(self, root: Place):
+        self.root = root
         self.token = secrets.token_hex(8)
+        self.lease = _lease(root / "lock", self.token)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._started = time.time()
 
+    @property
+    def warning(self) -> str:
+        return getattr(self.lease, "warning", "")
+
     def acquire(self) -> None:
         """Take the lock. Raises Fatal naming the owner where a living run holds it; a dead one is taken over."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            try:
-                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                owner = read_owner(self.path)
-                if owner is not None and owner.alive:
-                    age = time.time() - owner.started
-                    raise Fatal(
-                        f"{self.path.parent}: another run works here (process {owner.pid} on {owner.host}, started {age:.0f} s ago, "
-                        f"heartbeat {time.time() - owner.heartbeat:.0f} s ago); wait for it or stop it"
-                    ) from None
-                self._take_over(owner)
-            else:
-                os.write(descriptor, self._content())
-                os.close(descriptor)
-            if holds(self.path, self.token):
+            if not self.lease.create(self._content()):
+                owner = self.lease.owner()
+                if owner is None or owner.token != self.token:
+                    if owner is not None and self.lease.lives(owner):
+                        raise Fatal(self._refusal(owner))
+                    self.lease.take_over(owner, self._content())
+            if self._held():
                 break
         self._thread = threading.Thread(target=self._beat, name="pairmill-heartbeat", daemon=True)
         self._thread.start()
+
+    def _refusal(self, owner: Owner) -> str:
+        now = time.time()
+        return (
+            f"{self.root}: another run works here (process {owner.pid} on {owner.host}, started {now - owner.started:.0f} s ago, "
+            f"heartbeat {now - owner.heartbeat:.0f} s ago); wait for it or stop it. A run without a heartbeat for {DEAD_AFTER_S:.0f} s is taken over"
+        )
+
+    def _held(self) -> bool:
+        owner = self.lease.owner()
+        return owner is not None and owner.token == self.token
 
     def _content(self) -> bytes:
         owner = Owner(self.token, socket.gethostname(), os.getpid(), self._started, time.time())
         return json.dumps(asdict(owner)).encode()
 
-    def _take_over(self, seen: Owner | None) -> None:
-        """Put our content in place of a dead owner's; of several that try, the last rename wins and the others see it."""
-        mine = self.path.with_name(f"lock.{self.token}")
-        mine.write_bytes(self._content())
-        current = read_owner(self.path)
-        if current is not None and seen is not None and current.token != seen.token:
-            mine.unlink()
-            return
-        os.rename(mine, self.path)
-        time.sleep(0.05)
-
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            if not holds(self.path, self.token):
-                return
-            mine = self.path.with_name(f"lock.{self.token}")
-            mine.write_bytes(self._content())
-            os.rename(mine, self.path)
+            try:
+                if not self._held():
+                    return
+                self.lease.renew(self._content())
+            except (OSError, Fatal):  # a full disk, a network that is away: commits fail of themselves, and the next beat may come through
+                continue
 
     def release(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if holds(self.path, self.token):
-            self.path.unlink()
+        if self._held():
+            self.lease.remove()
 
 
-def read_owner(path: Path) -> Owner | None:
+class FileLease:
+    """A lock file: made with O_EXCL, replaced by rename."""
+
+    def __init__(self, path: Path, token: str):
+        self.path = path
+        self.mine = path.with_name(f"lock.{token}")
+
+    def create(self, content: bytes) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            try:
+                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                return False
+            try:
+                os.write(descriptor, content)
+            except OSError:
+                self.path.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+        return True
+
+    def owner(self) -> Owner | None:
+        return read_owner(self.path)
+
+    def lives(self, owner: Owner) -> bool:
+        return owner.alive
+
+    def take_over(self, seen: Owner | None, content: bytes) -> None:
+        """Of several that try, the last rename wins and the others see it."""
+        self._write(content)
+        current = self.owner()
+        if current is not None and seen is not None and current.token != seen.token:
+            self.mine.unlink()
+            return
+        os.rename(self.mine, self.path)
+        time.sleep(0.05)
+
+    def renew(self, content: bytes) -> None:
+        self._write(content)
+        os.rename(self.mine, self.path)
+
+    def _write(self, content: bytes) -> None:
+        try:
+            with writing(self.path):
+                self.mine.write_bytes(content)
+        except BaseException:
+            self.mine.unlink(missing_ok=True)
+            raise
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+
+def _lease(path: Place, token: str) -> Lease:
+    if isinstance(path, ObjectPath):
+        from pipeline.object_lock import ObjectLease
+
+        return ObjectLease(path)
+    return FileLease(path, token)
+
+
+def read_owner(path: Place) -> Owner | None:
     """The owner named in a lock file; None where there is none or it is torn (a take-over is under way)."""
     try:
-        return Owner(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return parse_owner(path.read_bytes())
+    except FileNotFoundError:
         return None
 
 
-def holds(path: Path, token: str) -> bool:
+def parse_owner(data: bytes) -> Owner | None:
+    try:
+        return Owner(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
+
+
+def holds(path: Place, token: str) -> bool:
     owner = read_owner(path)
     return owner is not None and owner.token == token
 
 
-def check(path: Path, token: str) -> None:
+def check(path: Place, token: str) -> None:
     """Raises LockLost unless the lock still bears `token`. Called before every commit."""
     if not holds(path, token):
         raise LockLost(f"{path.parent}: this run's lock is gone or another run took over; nothing more is committed from here")

@@ -15,10 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.batches import BatchRunner, Computed
+from pipeline.budget import Breaker, Runs
 from pipeline.chain import Node, Ref
 from pipeline.digests import digest_of, hash_column
 from pipeline.environment import Environment
-from pipeline.errors import BudgetWindow, Fatal
+from pipeline.errors import Fatal
+from pipeline.retry import footer_marks
+from pipeline.secrets import mask
 from pipeline.stage import Context, Stage, Vector
 from pipeline.store import RESOLVED, VALUES, VERDICTS, empty_values, storage_field
 from pipeline.view import PartView, Verdict, mappings
@@ -39,7 +42,7 @@ class StepResult:
     calls: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
-    codes: list[str] = field(default_factory=list)  # outcomes of the computed rows in order ('' or a failure code), if any failed
+    outcomes: Runs = field(default_factory=list)  # of the rows that the budget counted, in order
 
 
 def verdict_inputs(node: Node, view: PartView) -> str:
@@ -88,6 +91,9 @@ def needed_rows(node: Node, view: PartView, retry: frozenset[str] = frozenset())
         outcome = view.outcome(node)
         stored = view.column(Ref(node.index, "input_digest")).to_numpy()
         valid = (outcome != Outcome.ABSENT) & (stored == digests)
+        outdated = node.stage.outdated(lambda name: view.column(Ref(node.index, name))) if node.stage is not None else None
+        if outdated is not None:
+            valid &= ~outdated
         if retry:
             codes = np.array(view.column(Ref(node.index, "failure")).to_pylist(), object)
             valid &= ~((outcome == Outcome.FAILED) & np.isin(codes, list(retry)))
@@ -98,7 +104,7 @@ def run_part(node: Node, view: PartView, env: Environment, measure: bool = True,
     """Bring one node of one part up to date: values if `measure`, verdicts if `judge`. Raises Fatal."""
     started = time.perf_counter()
     result = StepResult(node.name, view.part)
-    if is_done(node, view) and not asked_again(node, view, env.retry.get(node.name, frozenset())):
+    if is_done(node, view) and not asked_again(node, view, env.retry.codes(node.name, view.part)):
         result.values, result.verdict = view.record(VALUES, node), view.record(VERDICTS, node)
         return result
     if measure and node.has_compute:
@@ -110,7 +116,8 @@ def run_part(node: Node, view: PartView, env: Environment, measure: bool = True,
 
 
 def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -> None:
-    need, valid, digests = needed_rows(node, view, env.retry.get(node.name, frozenset()))
+    retry = env.retry.codes(node.name, view.part)
+    need, valid, digests = needed_rows(node, view, retry)
     record = view.record(VALUES, node)
     if not need.any() and record is not None:
         result.values = record
@@ -120,9 +127,9 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
     stage = env.stage(node)
     context = env.context(node, view.part)
     tokens: dict[str, str] = {}
+    breaker = Breaker(node.name, env.budget(node), env.recent.get(node.name, []), _failed_before(node, view, rows) if retry else {})
     try:
-        computed = BatchRunner(node, stage, view, env, context).run(rows)
-        _check_budget(node, env, computed, result)
+        computed = BatchRunner(node, stage, view, env, context, breaker).run(rows)
         if context.blobs is not None:
             tokens = context.blobs.finish()
     except BaseException:
@@ -130,20 +137,17 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
             context.blobs.abort()
         raise
     result.computed, result.calls, result.model_seconds = len(rows), computed.calls, computed.model_seconds
+    result.outcomes = breaker.outcomes()
     result.seconds = time.perf_counter() - started
     columns = _merge(node, view, valid, digests, rows, computed, tokens)
-    result.values = _commit_values(node, view, env, columns, result, context)
+    marks = footer_marks(record, retry, breaker.marks(view.rows))
+    result.values = _commit_values(node, view, env, columns, result, context, marks)
 
 
-def _check_budget(node: Node, env: Environment, computed: Computed, result: StepResult) -> None:
-    if not any(computed.failures):
-        return
-    window = BudgetWindow(node.name, env.budget(node))
-    for failure in computed.failures:
-        window.add(failure.code if failure else "", failure.detail if failure else "")
-        if failure:
-            window.check()
-    result.codes = [failure.code if failure else "" for failure in computed.failures]
+def _failed_before(node: Node, view: PartView, rows: np.ndarray) -> dict[int, str]:
+    """Stored failure code of each row that has one."""
+    codes = view.column(Ref(node.index, "failure")).take(pa.array(rows)).to_pylist()
+    return {row: code for row, code in zip(rows.tolist(), codes, strict=True) if code}
 
 
 def _merge(
@@ -157,10 +161,11 @@ def _merge(
     index = pa.array(source, mask=source < 0)
     failed = np.fromiter(map(bool, computed.failures), bool, n)
     any_failed = bool(failed.any())
+    details = [cap_detail(mask(f.detail)) if f else None for f in computed.failures] if any_failed else [None] * n
     new = {
         "outcome": pa.array(np.where(failed, int(Outcome.FAILED), int(Outcome.VALUE)).astype(np.int8)),
         "failure": pa.array([f.code if f else None for f in computed.failures], pa.string()) if any_failed else pa.nulls(n, pa.string()),
-        "failure_detail": pa.array([cap_detail(f.detail) if f else None for f in computed.failures], pa.string()) if any_failed else pa.nulls(n, pa.string()),
+        "failure_detail": pa.array(details, pa.string()),
         "input_digest": pa.array(digests[rows]),
         **computed.columns,
     }
@@ -191,7 +196,7 @@ def _same_width(new: pa.Array, old: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _commit_values(
-    node: Node, view: PartView, env: Environment, columns: dict[str, pa.Array], result: StepResult, context: Context
+    node: Node, view: PartView, env: Environment, columns: dict[str, pa.Array], result: StepResult, context: Context, marks: dict[str, Any]
 ) -> PartRecord:
     view.put_values(node, columns)
     outcome = columns["outcome"].to_numpy()
@@ -200,9 +205,7 @@ def _commit_values(
     codes = columns["failure"].drop_null().to_pylist()
     record.counts |= {f"failed:{code}": n for code, n in sorted(Counter(codes).items())}
     record.info = {**env.info, "computed": result.computed, "calls": result.calls}
-    record.info |= {"seconds": round(result.seconds, 3), "model_seconds": round(result.model_seconds, 3)}
-    if env.retry.get(node.name):
-        record.info["retried"] = True
+    record.info |= {"seconds": round(result.seconds, 3), "model_seconds": round(result.model_seconds, 3), **marks}
     if context.model is not None:
         record.info["weights"] = context.model.digest
     filled = [name for name in node.vectors if columns[name].type.byte_width]  # a part may have no vector at all

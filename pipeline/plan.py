@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.chain import Chain, Node, Ref
+from pipeline.chain import Chain, InputFacts, Node, Ref
 from pipeline.cut import input_parts
 from pipeline.errors import RecipeError
 from pipeline.forecast import Forecast, Masks, NodeForecast, PlanView, scratch_store
@@ -18,7 +18,8 @@ from pipeline.groups import Group, make_groups
 from pipeline.lock import Owner, read_owner
 from pipeline.reasons import StageChange, compute_reasons, stage_change, verdict_reason
 from pipeline.recipe import Recipe, build_recipe
-from pipeline.run import check_directory, passing_failures_after_a_stop
+from pipeline.retry import Retry, failures_of_outages
+from pipeline.run import check_directory
 from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
 from schemas.record import RunRecord
 
@@ -83,20 +84,27 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(recipe: Recipe, out: str | Path | None, on_rows: Callable[[int], None] = lambda rows: None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    out: str | Path | None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    retry: Mapping[str, frozenset[str]] | None = None,
+    facts: InputFacts | None = None,
+) -> Plan:
     """Find what `run` would do. Reads the run directory without its lock and writes nothing there.
 
     Raises RecipeError where the recipe, the input or the directory is wrong. on_rows: told the rows counted in a new input.
+    retry: failure codes by stage that the run is to try again. facts: of the input, where it need not be seen.
     """
-    chain = Chain(recipe)
+    chain = Chain(recipe, facts)
     folder, scratch = scratch_store()
     with folder:
         store = Store(out) if out is not None else scratch
         check_directory(store, chain)
         record = store.read_run() if out is not None else None
         views = _committed_views(chain, store, record, scratch) if record is not None else _new_views(chain, store, scratch, on_rows)
-        retry = passing_failures_after_a_stop(chain, store, record.parts) if record is not None else {}
-        forecast = Forecast(chain, views, retry)
+        unasked = failures_of_outages(chain, store, record.parts, record.stops) if record is not None else Retry()
+        forecast = Forecast(chain, views, Retry(retry or {}, unasked.parts))
         found = forecast.walk()
     plan = _static_plan(chain, out, views, record is None)
     _fill(plan, chain, found, record, views)

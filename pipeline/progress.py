@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -124,6 +124,13 @@ class Progress:
         self._tell(f"{rows:,} rows in {parts:,} part{'' if parts == 1 else 's'}, {len(self.stages)} stage{'' if len(self.stages) == 1 else 's'}")
         self._tell_json("schedule", rows=rows, parts=parts, stages=list(self.stages))
 
+    def _on_retry(self, retry: Any) -> None:
+        for stage, parts in sorted(Counter(stage for stage, _ in retry.parts).items()):
+            place = f"{parts:,} part{'' if parts == 1 else 's'}"
+            told = f"{stage}: the rate of failures rose in an earlier run; those that may pass, in {place}, are tried once more"
+            self._tell(told, always=True)
+            self._tell_json("retry", stage=stage, parts=parts)
+
     def _on_executor(self, name: str) -> None:
         self.executor = name
         self.note = "starting Ray" if name == "ray" else ""
@@ -226,6 +233,8 @@ class Progress:
             return self._table(console.width, console.height)
 
     def _table(self, width: int, height: int) -> Table:
+        if not self.stages:
+            return _grid(Text(self._foot(), overflow="ellipsis", no_wrap=True))
         numbers = _columns_for(width)
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
         longest = max([len(name) for name in self.stages] + [10])
@@ -241,10 +250,7 @@ class Progress:
                 table.add_row(Text(f"({len(done)} done)", style="dim"), *[""] * len(numbers))
         for stage in stages:
             table.add_row(Text(stage.name), *(self._number(stage, name) for name in numbers), style=_style(stage))
-        outer = Table.grid()
-        outer.add_row(table)
-        outer.add_row(Text(self._foot(), overflow="ellipsis", no_wrap=True))
-        return outer
+        return _grid(table, Text(self._foot(), overflow="ellipsis", no_wrap=True))
 
     def _number(self, stage: StageProgress, name: str) -> str:
         if name == "parts":
@@ -260,6 +266,13 @@ class Progress:
     def _foot(self) -> str:
         parts = [duration(time.monotonic() - self.started), self.executor, self.note]
         return "  ".join(part for part in parts if part)
+
+
+def _grid(*lines: Any) -> Table:
+    outer = Table.grid()
+    for line in lines:
+        outer.add_row(line)
+    return outer
 
 
 def _columns_for(width: int) -> list[str]:

@@ -19,11 +19,14 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, RayActorError, RayErr
 from pipeline import models, registry
 from pipeline.chain import Chain, InputFacts
 from pipeline.environment import Environment
-from pipeline.errors import Fatal, RecipeError, as_fatal
+from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.executor import Crash, Done
+from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
 from pipeline.recipe import build_recipe
+from pipeline.retry import Retry
 from pipeline.run_view import RunView
+from pipeline.storage import Place
 from pipeline.store import Store
 
 NAMESPACE = "pairmill"
@@ -39,8 +42,9 @@ class WorkerSpec:
     recipe: dict[str, Any]
     facts: InputFacts
     plugins: list[str]
-    retry: dict[str, frozenset[str]]
+    retry: Retry
     workers: int
+    nodes: int = 1
     actors: dict[str, list[str]] = field(default_factory=dict)  # model -> names of its actors
 
 
@@ -54,23 +58,29 @@ def _in_worker(spec: WorkerSpec) -> tuple[Environment, list[Group]]:
         for plugin in spec.plugins:
             registry.import_file(plugin)
         chain = Chain(build_recipe(spec.recipe), spec.facts)
-        env = Environment(chain, Store(spec.root, spec.token), spec.retry, workers=spec.workers)
+        env = Environment(chain, Store(spec.root, spec.token), spec.retry, workers=spec.workers, nodes=spec.nodes)
         env.model_for = lambda name: RayModel(spec.actors[name]) if name in spec.actors else models.local_model(chain.recipe.models[name])
         _environment = (spec.token, env, make_groups(chain))
     return _environment[1], _environment[2]
 
 
-def _note_path(token: str, task: GroupTask) -> Path:
+def note_place(root: Place, token: str, task: GroupTask) -> Place:
+    """Where a worker leaves word of the rows it computes: first on its own machine, which costs nothing; once a worker has died under the
+    task, in the run directory, where the driver finds it whichever node it ran on. The next start removes what is left there."""
+    if task.attempt:
+        return root / f"{TEMPORARY}note-{token}-{task.group}-{task.part}.json"
     return Path(tempfile.gettempdir()) / f"pairmill-{token}" / f"{task.group}-{task.part}.json"
 
 
 @ray.remote(max_retries=0)
 def _work(spec: WorkerSpec, task: GroupTask) -> Done:
     env, groups = _in_worker(spec)
-    env.notes = _note_path(spec.token, task)
+    env.notes = note_place(env.store.root, spec.token, task)
     env.notes.parent.mkdir(exist_ok=True)
     try:
         return Done(task, run_group(env, groups[task.group], task))
+    except BudgetExceeded as error:
+        return Done(task, error=error)
     except (Fatal, RecipeError) as error:
         return Done(task, error=Fatal(str(error)))
     except OSError as error:
@@ -150,15 +160,17 @@ class RayExecutor:
 
     name = "ray"
 
-    def __init__(self, chain: Chain, store: Store, groups: list[Group], workers: int, address: str | None, retry: dict[str, frozenset[str]]):
+    def __init__(self, chain: Chain, store: Store, groups: list[Group], workers: int, address: str | None, retry: Retry):
         self.chain = chain
+        self.store = store
         self.parts: list[int] = []
         start_ray(workers, address)
         self.workers = workers if address is None else min(workers, int(ray.cluster_resources().get("CPU", workers)))
         self.capacity = self.workers + max(1, self.workers // 4)  # one more than runs, so that no worker waits for the driver
         self._actors: list[Any] = []
         actors = {name: self._start_actors(name, spec, store.token) for name, spec in chain.recipe.models.items() if needs_actor(spec)}
-        self.spec = WorkerSpec(store.token, str(store.root.resolve()), chain.recipe.resolved, chain.facts, registry.imported_files, retry, self.workers, actors)
+        recipe, plugins = chain.recipe.resolved, registry.imported_files
+        self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
         self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
 
@@ -191,7 +203,7 @@ class RayExecutor:
     def _crash_of(self, task: GroupTask) -> Crash:
         message = "its worker process died (killed, or crashed in native code)"
         try:
-            note = json.loads(_note_path(self.spec.token, task).read_text())
+            note = json.loads(note_place(self.store.root, self.spec.token, task).read_text())
         except (FileNotFoundError, ValueError):
             return Crash(message)
         return Crash(message, note["node"], note["rows"])
@@ -215,6 +227,11 @@ class RayExecutor:
             except RayActorError:
                 continue
         ray.shutdown()
+
+
+def live_nodes() -> int:
+    """Machines of the cluster that can run tasks."""
+    return max(1, sum(bool(node["Alive"]) and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
 
 
 def needs_actor(spec: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipeline import registry
 from pipeline.errors import Budget, RecipeError
 from pipeline.stage import Job, Source, Stage
+from pipeline.storage import register_inputs
 
 TOP_KEYS = ("name", "description", "input", "seed", "decide", "models", "stages", "jobs", "budgets", "world")
 INPUT_KEYS = ("kind", "rows_per_part", "limit", "sample")
@@ -190,6 +191,7 @@ def build_recipe(data: dict[str, Any]) -> Recipe:
     if "kind" not in raw_input:
         raise RecipeError("input.kind: is required, for example url_table")
     machine = {key: raw_input.pop(key) for key in INPUT_KEYS if key in raw_input}
+    register_inputs()
     source_cls = registry.find("source", str(machine["kind"]))
     source = source_cls(build_params(source_cls, raw_input, "input"))
     stages = _build_all(data, "stages", "stage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -22,9 +23,10 @@ imported_files: list[str] = []
 
 
 def nearest(name: str, choices: Any) -> str:
-    """' (did you mean X?)' or '' where nothing is near."""
-    close = get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """' (did you mean X?)' or '' where nothing is near; capitals make no difference."""
+    known = {choice.lower(): choice for choice in reversed(list(choices))}
+    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
 def _register_from(module: Any, origin: str) -> None:
@@ -51,7 +53,7 @@ def import_file(path: str) -> None:
         raise RecipeError(f"--import {path}: no such file")
     if str(file) in imported_files:
         return
-    name = f"pairmill_plugin_{file.stem}"
+    name = f"pairmill_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"  # files of two folders may have one name
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,21 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.chain import Chain, InputFacts
 from pipeline.cut import cut_input
 from pipeline.environment import Environment, code_version
-from pipeline.errors import Fatal, RecipeError
+from pipeline.errors import BudgetExceeded, Fatal, RecipeError
 from pipeline.executor import Executor, LocalExecutor
-from pipeline.files import remove_temporaries
+from pipeline.files import read_metadata, remove_temporaries
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
 from pipeline.recipe import Recipe, build_recipe
+from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
+from pipeline.storage import place_of
 from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
-from schemas.outcome import PASSING
 from schemas.record import RunRecord
 from schemas.sample import SOURCE_COLUMNS
 
@@ -52,30 +51,39 @@ class RunResult:
     seconds: float
 
 
-def run(recipe: Recipe, out: str | Path, options: RunOptions | None = None, notify: Notify = lambda kind, what: None) -> RunResult:
-    """Run a recipe in a directory, going on with what is committed there. Raises Fatal and RecipeError."""
+def run(
+    recipe: Recipe, out: str | Path, options: RunOptions | None = None, notify: Notify = lambda kind, what: None, facts: InputFacts | None = None
+) -> RunResult:
+    """Run a recipe in a directory, going on with what is committed there. Raises Fatal and RecipeError.
+
+    facts: of the input, where they are known from an earlier run and the input itself need not be seen.
+    """
     options = options or RunOptions()
     started = time.perf_counter()
-    root = Path(out)
+    root = place_of(out)
     check_options(options)
-    chain = Chain(recipe)
+    chain = Chain(recipe, facts)
     lock = RunLock(root)
     store = Store(root, lock.token)
     check_directory(store, chain)
     lock.acquire()
+    if lock.warning:
+        notify("warning", lock.warning)
     try:
         remove_temporaries(root)
         parts = _cut(chain, store, notify)
-        retry = passing_failures_after_a_stop(chain, store, parts)
-        for stage, codes in options.retry.items():
-            chain.node(stage)
-            retry[stage] = retry.get(stage, frozenset()) | codes
+        retry = _what_to_retry(chain, store, options)
+        notify("retry", retry)
         groups = make_groups(chain)
         schedule = Schedule(chain, store, parts, groups, retry, notify)
         notify("schedule", schedule)
         executor = make_executor(chain, store, groups, parts, options, retry, notify)
         try:
-            schedule.run(executor)
+            try:
+                schedule.run(executor)
+            except BudgetExceeded as error:
+                _note_stop(store, error)
+                raise
             view = RunView(chain, store, parts)
             problems = list(view.check_counts())
             if problems:
@@ -122,7 +130,8 @@ def _cut(chain: Chain, store: Store, notify: Notify) -> list[int]:
             raise RecipeError(f"{store.root}: part files of the input are missing and the input no longer gives the rows it gave; name a new folder")
         parts = cut
     run_id = record.run_id if record is not None else store.token
-    store.write_run(RunRecord(run_id, code_version(), chain.recipe.resolved, chain.nodes[0].compute_fingerprint, parts))
+    stops = record.stops if record is not None else []
+    store.write_run(RunRecord(run_id, code_version(), chain.recipe.resolved, chain.nodes[0].compute_fingerprint, parts, stops))
     return parts
 
 
@@ -133,16 +142,23 @@ def _input_committed(store: Store, parts: list[int]) -> bool:
     return all((record := found.get(key)) is not None and record.rows == parts[key[2]] for key in wanted)
 
 
-def passing_failures_after_a_stop(chain: Chain, store: Store, parts: list[int]) -> dict[str, frozenset[str]]:
-    """Parts committed while a budget was nearly broken: their passing failures are tried once more, unasked."""
-    retry: dict[str, frozenset[str]] = {}
-    for node in chain.nodes[1:]:
-        limit = chain.recipe.budgets[node.name].max_share / 2
-        for record in store.records((VALUES, node.name, part) for part in range(len(parts))).values():
-            passing = sum(record.counts.get(f"failed:{code}", 0) for code in PASSING)
-            if passing > limit * record.rows and not record.info.get("retried"):
-                retry[node.name] = frozenset(str(code) for code in PASSING)
-    return retry
+def _what_to_retry(chain: Chain, store: Store, options: RunOptions) -> Retry:
+    """The failures asked for, and unasked those of an outage (pipeline.retry)."""
+    record = store.read_run()
+    assert record is not None
+    for stage in options.retry:
+        chain.node(stage)
+    return Retry(options.retry, failures_of_outages(chain, store, record.parts, record.stops).parts)
+
+
+def _note_stop(store: Store, error: BudgetExceeded) -> None:
+    """Leave word in run.json, so that the next run knows which committed parts the outage had reached."""
+    record = store.read_run()
+    assert record is not None
+    at = round(time.time(), 3)
+    stop = {"at": at, "began": round(error.began or at, 3), "reach": error.reach, "stage": error.stage, "code": error.code, "why": str(error)}
+    record.stops.append(stop)
+    store.write_run(record)
 
 
 def default_workers() -> int:
@@ -151,7 +167,7 @@ def default_workers() -> int:
 
 
 def make_executor(
-    chain: Chain, store: Store, groups: list[Group], parts: list[int], options: RunOptions, retry: dict[str, frozenset[str]], notify: Notify
+    chain: Chain, store: Store, groups: list[Group], parts: list[int], options: RunOptions, retry: Retry, notify: Notify
 ) -> Executor:
     """The executor asked for; 'auto' takes the plain loop for work estimated under 30 s (Ray needs about 10 s to start)."""
     workers = options.workers or default_workers()
@@ -197,9 +213,10 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
     except ValueError as error:
         raise RecipeError(f"{out}: {error}") from error
     if record is None:
-        raise RecipeError(f"{out}: no run here (run.json is missing); start one with `pairmill run RECIPE --out {out}`")
+        missing = "run.json is missing" if Path(out).is_dir() else "there is no such folder"
+        raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")
     try:
-        schema = pq.read_schema(store.path(VALUES, "source", 0))
+        schema = read_metadata(store.path(VALUES, "source", 0)).schema.to_arrow_schema()
     except FileNotFoundError as error:
         raise RecipeError(f"{error.filename}: is missing, though run.json names {len(record.parts)} parts; start again in a new folder") from error
     carried = {field.name: field.type for field in schema if field.name not in (*BOOKKEEPING, *SOURCE_COLUMNS)}

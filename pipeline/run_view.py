@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.chain import Chain, Ref
 from pipeline.digests import digest_of
+from pipeline.storage import Place
 from pipeline.store import VALUES, VERDICTS, Store
 from pipeline.view import PartView
 from schemas.outcome import Status
@@ -27,18 +27,18 @@ class RunView:
         self.parts = parts
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         return self.store.root
 
     @property
-    def dataset(self) -> Path:
+    def dataset(self) -> Place:
         return self.root / "dataset"
 
     def view(self, part: int) -> PartView:
         """A fresh view of one part; let it go to free its columns."""
         return PartView(self.chain, self.store, part, self.parts[part])
 
-    def blob_path(self, tar: str, writer: str | None = None) -> Path:
+    def blob_path(self, tar: str, writer: str | None = None) -> Place:
         """Path of a tar of stored images; `writer` is the stage instance that wrote it (default: the last that stores images)."""
         if writer is None:
             writer = self.chain.nodes[self.chain.find_column("image_sha256").node].name

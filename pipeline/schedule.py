@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from pipeline.budget import BudgetWindow
 from pipeline.chain import Chain, Node
 from pipeline.environment import Isolation
-from pipeline.errors import BudgetWindow, Fatal
+from pipeline.errors import BudgetExceeded, Fatal
 from pipeline.executor import Crash, Done, Executor
 from pipeline.groups import Group, GroupTask, group_done
 from pipeline.part import StepResult, asked_again
 from pipeline.resolve import is_resolved, run_resolve
+from pipeline.retry import Retry
 from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
 from pipeline.view import PartView
 from schemas.record import PartRecord
@@ -48,13 +51,13 @@ class Schedule:
         store: Store,
         parts: list[int],
         groups: list[Group],
-        retry: dict[str, frozenset[str]] | None = None,
+        retry: Retry | None = None,
         notify: Callable[[str, object], None] = lambda kind, what: None,
     ):
         self.chain = chain
         self.store = store
         self.groups = groups
-        self.retry = retry or {}
+        self.retry = retry or Retry()
         self.notify = notify
         self.views = [PartView(chain, store, part, rows) for part, rows in enumerate(parts)]
         self.position = [0] * len(parts)  # next group of each part
@@ -64,6 +67,7 @@ class Schedule:
         # Across parts only the share counts: the details, by which failures are told to be identical, stay in the parts.
         budgets = {node.name: replace(chain.recipe.budgets[node.name], max_identical=sys.maxsize) for node in chain.nodes[1:]}
         self.windows = {name: BudgetWindow(name, budget) for name, budget in budgets.items()}
+        self.put_off: set[int] = set()  # parts of which only failures are tried again: new rows first, they tell whether the cause is mended
         self.isolation: dict[tuple[int, int], Isolation] = {}
         self.crashes: dict[tuple[int, int], int] = {}
         self.retried: set[tuple[str, int]] = set()
@@ -111,7 +115,9 @@ class Schedule:
     def _skip_done(self, view: PartView) -> None:
         while self.position[view.part] < self._first_closed:
             group = self.groups[self.position[view.part]]
-            if not group_done(group, view) or self._retry_wanted(group, view):
+            done = group_done(group, view)
+            if not done or self._retry_wanted(group, view):
+                (self.put_off.add if done else self.put_off.discard)(view.part)
                 return
             self.position[view.part] += 1
             self.notify("skip", (group, view))
@@ -124,7 +130,7 @@ class Schedule:
     def _retry_wanted(self, group: Group, view: PartView) -> bool:
         nodes = (self.chain.nodes[step.node] for step in group.steps)
         return any(
-            (node.name, view.part) not in self.retried and asked_again(node, view, self.retry.get(node.name, frozenset())) for node in nodes
+            (node.name, view.part) not in self.retried and asked_again(node, view, self.retry.codes(node.name, view.part)) for node in nodes
         )
 
     def _resolve(self, node: Node) -> None:
@@ -144,13 +150,15 @@ class Schedule:
             place = self.position[part]
             if part in self.running or place >= limit:
                 continue
-            if best is None or place > self.position[best.part]:
+            if best is None or (part not in self.put_off, place) > (best.part not in self.put_off, self.position[best.part]):
                 best = view
         if best is None:
             return None
         place = self.position[best.part]
         attempt = self.crashes.get((place, best.part), 0)
-        return GroupTask(place, best.part, best.rows, self.isolation.get((place, best.part)), attempt)
+        names = (self.chain.nodes[step.node].name for step in self.groups[place].steps if step.measure)
+        recent = {name: list(self.windows[name].runs) for name in names}
+        return GroupTask(place, best.part, best.rows, self.isolation.get((place, best.part)), attempt, recent)
 
     def _take(self, done: Done) -> None:
         task = done.task
@@ -175,13 +183,16 @@ class Schedule:
         self.notify("done", done)
 
     def _count_failures(self, result: StepResult) -> None:
+        """Tasks under way at one time do not see each other's rows: what they broke together stops the run here."""
         window = self.windows[result.stage]
-        if not result.codes:
-            window.add("", rows=result.computed)
-            return
-        for code in result.codes:
-            window.add(code, code)
-        window.check()
+        for code, rows in result.outcomes:
+            window.add(code, rows=rows)
+        if any(code for code, _ in result.outcomes):
+            try:
+                window.check()
+            except BudgetExceeded as error:
+                error.began, error.reach = time.time(), window.seen
+                raise
 
     def _after_crash(self, task: GroupTask, crash: Crash) -> None:
         """Run the part again in smaller steps; a row that alone kills a worker twice is at fault."""

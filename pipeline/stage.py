@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -15,6 +15,7 @@ from schemas.outcome import Drop, Failure
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
 
     from pipeline.blobs import BlobWriter
     from pipeline.models import ModelHandle
@@ -62,15 +63,23 @@ ColumnType: TypeAlias = pa.DataType | Vector
 
 @dataclass
 class Context:
-    """What a stage may use while it computes one part."""
+    """What a stage may use while it computes one part.
+
+    `run`: name of the run, shared by its processes ('' outside of one); `workers` processes of the run on `nodes` machines.
+    report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
+    a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
+    """
 
     stage: str
     part: int
     seed: int = 0
     workers: int = 1
+    run: str = ""
+    nodes: int = 1
     blobs: BlobWriter | None = None
     model: ModelHandle | None = None
     scratch: Path | None = None
+    report: Callable[[int, Values | Failure], None] = lambda place, outcome: None
 
 
 class Stage:
@@ -95,6 +104,7 @@ class Stage:
     batch_size: int | None = 256  # None: the whole part in one call
     batch_timeout_s: float | None = None  # a call that takes longer is taken for hung
     writes_blobs: bool = False
+    decodes_images: bool = False  # fails each row whose stored image cannot be decoded whole
     resources: str = "cpu"  # consecutive stages of one part with equal resources run as one task
     model_method: str = ""
     seconds_per_row: float = 1e-5  # rough cost on one core, only to choose an executor
@@ -127,6 +137,11 @@ class Stage:
     def finish(self, rows: Sequence[Row], answer: Any, ctx: Context) -> list[Values | Failure]:
         """Model stages, second half: the model's answer as values, one per row."""
         raise NotImplementedError(f"{self.name} has no finish")
+
+    def outdated(self, column: Callable[[str], pa.Array]) -> np.ndarray | None:
+        """Rows whose stored values, valid otherwise, do not serve the present parameters of `decide`: they are computed
+        again (bool [N]). `column` gives a column of `writes` as stored. None: no row is."""
+        return None
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         """Judge one row from its stored values (`writes` and `reads_decide`); pure. None keeps it."""

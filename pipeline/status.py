@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.console import duration, plain_table
 from pipeline.lock import read_owner
 from pipeline.part import is_done
 from pipeline.run import open_run
 from pipeline.run_view import RunView
-from pipeline.store import VALUES, VERDICTS
+from pipeline.store import RESOLVED, VALUES, VERDICTS
 from pipeline.summary import account, print_account
 
 
@@ -43,6 +45,7 @@ def status_of(out: str | Path) -> dict[str, Any]:
         "stages": stages,
         "state": "finished" if finished else "unfinished",
         "dataset": str(view.dataset) if (view.dataset / "manifest.json").is_file() else None,
+        "stopped": None if finished else _last_stop(view),
     }
     if all(line["judged"] == parts for line in stages):
         found["account"] = account(view)
@@ -52,7 +55,18 @@ def status_of(out: str | Path) -> dict[str, Any]:
 def _current(view: RunView) -> list[bool]:
     """Per part: every stage is up to date with what is committed before it."""
     views = [view.view(part) for part in range(len(view.parts))]
+    found = view.store.records([(RESOLVED, node.name, part.part) for part in views for node in view.chain.nodes]) | view.records()
+    for part in views:
+        for node in view.chain.nodes:
+            for kind in (VALUES, VERDICTS, RESOLVED):
+                part.know_record(kind, node, found.get((kind, node.name, part.part)))
     return [all(is_done(node, part) for node in view.chain.nodes[1:]) for part in views]
+
+
+def _last_stop(view: RunView) -> dict[str, Any] | None:
+    """The last time a failure budget stopped this run."""
+    record = view.store.read_run()
+    return record.stops[-1] if record is not None and record.stops else None
 
 
 def _owner(view: RunView) -> dict[str, Any] | None:
@@ -72,6 +86,10 @@ def print_status(found: dict[str, Any], console: Console) -> None:
         console.print("finished: every stage of every part is committed and up to date")
     else:
         console.print(f"not running; {found['parts_finished']:,} of {found['parts']:,} parts are through; run the same command again to go on")
+    stopped = found["stopped"]
+    if stopped and not working:
+        when = datetime.fromtimestamp(stopped["at"]).astimezone().isoformat(" ", "seconds")
+        console.print(Text(f"stopped by the failure budget of {stopped['stage']} ({when}): {stopped['why']}"))
     console.print(f"dataset: {found['dataset'] or 'not written (no manifest.json)'}\n")
     numbers = ("parts", "in", "kept", "dropped", "failed")
     table = plain_table("stage", *numbers, right=numbers)

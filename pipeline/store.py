@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from pipeline import lock
 from pipeline.errors import Fatal
-from pipeline.files import commit_bytes, sync_folder
+from pipeline.files import commit_bytes, parquet_source, read_metadata, remove_files, sync_folder
+from pipeline.secrets import masked
 from pipeline.stage import ColumnType, Vector
+from pipeline.storage import ObjectPath, Place, place_of
 from schemas.outcome import Outcome
 from schemas.record import FOOTER_KEY, PartRecord, RunRecord
 
@@ -25,8 +27,8 @@ BOOKKEEPING = ("outcome", "failure", "failure_detail", "input_digest")
 class Store:
     """Paths and commits of one run directory. `token` is the run lock's: a commit is refused once the lock is lost."""
 
-    def __init__(self, root: str | Path, token: str = ""):
-        self.root = Path(root)
+    def __init__(self, root: str | Place, token: str = ""):
+        self.root = place_of(root)
         self.token = token
 
     def guard(self) -> None:
@@ -36,21 +38,23 @@ class Store:
 
     def sync(self) -> None:
         """fsync every folder of part files, so that all renames of a finished run survive a power cut."""
+        if isinstance(self.root, ObjectPath):
+            return
         for kind in (VALUES, VERDICTS, RESOLVED):
             for folder in (self.root / kind).glob("*/"):
                 sync_folder(folder)
 
-    def path(self, kind: str, stage: str, part: int) -> Path:
+    def path(self, kind: str, stage: str, part: int) -> Place:
         return self.root / kind / stage / f"part-{part:05d}.parquet"
 
-    def blobs(self, stage: str) -> Path:
+    def blobs(self, stage: str) -> Place:
         return self.root / "blobs" / stage
 
     def record(self, kind: str, stage: str, part: int) -> PartRecord | None:
         """Footer of a committed part file, or None where there is none."""
         path = self.path(kind, stage, part)
         try:
-            metadata = pq.read_metadata(path)
+            metadata = read_metadata(path)
         except FileNotFoundError:
             return None
         except pa.ArrowInvalid as error:
@@ -60,15 +64,22 @@ class Store:
     def records(self, wanted: Iterable[tuple[str, str, int]], threads: int = 16) -> dict[tuple[str, str, int], PartRecord]:
         """Footers of many part files, read with many threads; files that are not there are left out."""
         keys = list(wanted)
+        if isinstance(self.root, ObjectPath):
+            keys = self._committed(keys)
         with ThreadPoolExecutor(threads) as pool:
             found = pool.map(lambda key: self.record(*key), keys)
         return {key: record for key, record in zip(keys, found, strict=True) if record is not None}
+
+    def _committed(self, keys: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+        """Those of the wanted files that are there, by listing their folders: 1,000 names a request."""
+        there = {path for kind, stage in {key[:2] for key in keys} for path in (self.root / kind / stage).glob("part-*.parquet")}
+        return [key for key in keys if self.path(*key) in there]
 
     def read(self, kind: str, stage: str, part: int, columns: list[str] | None = None) -> pa.Table | None:
         """Columns of a part file, or None where it is not committed."""
         path = self.path(kind, stage, part)
         try:
-            with pq.ParquetFile(path, memory_map=False) as file:
+            with pq.ParquetFile(parquet_source(path), memory_map=False) as file:
                 return file.read(columns=columns, use_threads=False)
         except FileNotFoundError:
             return None
@@ -77,7 +88,7 @@ class Store:
 
     def read_side(self, stage: str, file_name: str, columns: list[str]) -> pa.Table:
         """Columns of a vectors file, as far as it has them."""
-        with pq.ParquetFile(self.root / VALUES / stage / file_name) as file:
+        with pq.ParquetFile(parquet_source(self.root / VALUES / stage / file_name)) as file:
             return file.read(columns=[name for name in columns if name in file.schema_arrow.names], use_threads=False)
 
     def commit(self, table: pa.Table, record: PartRecord, compression: str = "lz4") -> None:
@@ -95,9 +106,8 @@ class Store:
 
     def drop_side_files(self, stage: str, part: int, keep: set[str]) -> None:
         """Remove vectors files of a part that its committed values no longer name."""
-        for path in (self.root / VALUES / stage).glob(f"part-{part:05d}.*.vectors.parquet"):
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+        found: list[Place] = list((self.root / VALUES / stage).glob(f"part-{part:05d}.*.vectors.parquet"))
+        remove_files([path for path in found if path.name not in keep])
 
     def read_run(self) -> RunRecord | None:
         """run.json, or None for a new directory. Raises ValueError when it is damaged or of another format."""
@@ -111,10 +121,11 @@ class Store:
             raise ValueError(f"run.json is damaged ({error}); delete it and run the same command again: committed parts are kept") from error
 
     def write_run(self, record: RunRecord) -> None:
-        commit_bytes(self.root / "run.json", record.to_json().encode(), self.guard)
+        shown = replace(record, recipe=masked(record.recipe))
+        commit_bytes(self.root / "run.json", shown.to_json().encode(), self.guard)
 
 
-def _damaged(path: Path, error: Exception) -> Fatal:
+def _damaged(path: Place, error: Exception) -> Fatal:
     return Fatal(f"{path}: cannot be read ({error}); delete it and run the same command again: what it held is made anew")
 
 

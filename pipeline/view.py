@@ -98,6 +98,10 @@ class PartView:
     def put_record(self, node: Node, record: PartRecord) -> None:
         self._records[(record.kind, node.index)] = record
 
+    def know_record(self, kind: str, node: Node, record: PartRecord | None) -> None:
+        """A footer that was read with others; None: the file is known not to be there."""
+        self._records[(kind, node.index)] = record
+
     def forget_values(self, node: Node) -> None:
         for ref in [ref for ref in self._columns if ref.node == node.index and not ref.resolved]:
             del self._columns[ref]

@@ -19,12 +19,16 @@ class Column:
     meaning: str
 
 
-# Where bytes lie. They change when a retry writes another tar, and so stand outside every digest.
-LOCATION_COLUMNS = frozenset({"tar", "offset", "size"})
+# Where bytes lie, and when they came. They change when a retry writes another tar or the input is moved: outside every digest.
+LOCATION_COLUMNS = frozenset({"tar", "offset", "size", "source_file", "source_offset", "source_size", "checked_at"})
 
 CORE: tuple[Column, ...] = (
-    Column("sample_id", SAMPLE_ID, "source", "128 bits of SHA-256 over source name, URL and text; shown as hex"),
-    Column("url", pa.string(), "source", "URL (or path) of the image as the input has it"),
+    Column("sample_id", SAMPLE_ID, "source", "128 bits of SHA-256 over source name, URL or path, and text; shown as hex"),
+    Column("url", pa.string(), "source", "URL of the image as the input has it; null where it names none"),
+    Column("path", pa.string(), "source", "path of the image relative to the input's folder; of a member of a tar: <tar>/<member>"),
+    Column("source_file", pa.string(), "source", "file of the input that holds the image: absolute path or URL"),
+    Column("source_offset", pa.int64(), "source", "first byte of the image in that file; null where it is the whole file"),
+    Column("source_size", pa.int64(), "source", "bytes of the image in that file"),
     Column("alt_text", pa.string(), "source", "text of the row as read, at most 64 KB"),
     Column("alt_text_cut", pa.bool_(), "source", "the text was longer than 64 KB and was cut"),
     Column("n_same_url", pa.int32(), "url_dup", "rows of the run with this URL"),
@@ -38,6 +42,9 @@ CORE: tuple[Column, ...] = (
     Column("n_words", pa.int32(), "text_rules", "words of the text"),
     Column("http_status", pa.int16(), "download", "status of the last response"),
     Column("content_type", pa.string(), "download", "Content-Type of the last response"),
+    Column("opted_out", pa.string(), "download", "X-Robots-Tag values that opt out, null where none does"),
+    Column("robots", pa.string(), "download", "'allowed' or why robots.txt refuses; null where it was not asked"),
+    Column("checked_at", pa.timestamp("ms", "UTC"), "download", "when the server's headers or robots.txt were seen"),
     Column("raw_sha256", pa.binary(32), "download", "SHA-256 of the bytes as fetched"),
     Column("n_bytes", pa.int64(), "download", "bytes as fetched"),
     Column("image_sha256", pa.binary(32), "download", "SHA-256 of the bytes as stored (equal to raw_sha256 when kept)"),

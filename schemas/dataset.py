@@ -121,9 +121,15 @@ class Manifest:
         path = Path(path)
         file = path / MANIFEST if path.is_dir() else path
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            return cls.parse(file.read_bytes(), str(file))
         except FileNotFoundError as error:
             raise ManifestError(f"{file} does not exist: a dataset without a manifest is not complete; finish its run") from error
+
+    @classmethod
+    def parse(cls, content: bytes, file: str) -> Manifest:
+        """The bytes of a manifest; `file` names it in errors. Raises ManifestError that says what to do."""
+        try:
+            data = json.loads(content)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ManifestError(f"{file} is not JSON ({error}): run the recipe again to write it anew") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -132,7 +138,7 @@ class Manifest:
         return cls._from_dict(data, file)
 
     @classmethod
-    def _from_dict(cls, data: dict[str, Any], file: Path) -> Manifest:
+    def _from_dict(cls, data: dict[str, Any], file: str) -> Manifest:
         try:
             splits = {
                 name: Split(split["samples"], [Shard(**shard) for shard in split["shards"]])

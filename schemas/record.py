@@ -12,13 +12,18 @@ FOOTER_KEY = b"pairmill"
 
 @dataclass
 class RunRecord:
-    """run.json: the resolved recipe, the code version and the list of parts (row count per part)."""
+    """run.json: the resolved recipe, the code version and the list of parts (row count per part).
+
+    stops: each time a failure budget stopped the run: stage, code, why, when (`at`, seconds since 1970), when the computing of the part
+    that broke it had begun, and how many rows of earlier parts were among those judged (`reach`).
+    """
 
     run_id: str
     code_version: str
     recipe: dict[str, Any]
     source_fingerprint: str
     parts: list[int] = field(default_factory=list)
+    stops: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
 
     def to_json(self) -> str:

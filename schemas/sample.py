@@ -17,6 +17,14 @@ SOURCE_COLUMNS: dict[str, pa.DataType] = {
     "alt_text_cut": pa.bool_(),
 }
 
+# Sources whose images are at hand, and not to be fetched from a URL, yield these too; their `url` is null where none is known.
+FILE_COLUMNS: dict[str, pa.DataType] = {
+    "path": pa.string(),
+    "source_file": pa.string(),
+    "source_offset": pa.int64(),
+    "source_size": pa.int64(),
+}
+
 # One text of a row. kind: alt_text, or the caption stage that wrote it; source: sample_id (hex) of the row it came from.
 TEXTS = pa.list_(
     pa.struct(

@@ -6,25 +6,18 @@ The filter of LAION-400M (Schuhmann et al. 2021, section 2: cosine of ViT-B/32 e
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from pydantic import Field
 
 from pipeline.errors import Fatal
 from pipeline.stage import Context, Params, Row, Stage, Values, Vector, decides, tunes
 from schemas.outcome import Drop, Failure, FailureCode, Reason
 from schemas.sample import TEXTS, make_text
-from stages.images.decode import decode
-from stages.images.header import ImageError, read_header
-
-_NO_LIMIT = 1 << 62  # pixels: the stage that stored the image has checked its own limit
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+from stages.images.decoders import DecoderLimits, shared_decoders
 
 
 class ClipScoreParams(Params):
@@ -34,7 +27,7 @@ class ClipScoreParams(Params):
     min: float | None = decides(0.28, "lowest score of the best text; null for no limit", ge=-1, le=1)
     max: float | None = decides(None, "highest score of the best text; null for no limit", ge=-1, le=1)
     max_texts: int = Field(16, description="texts of a row that are scored: its first ones", ge=1)
-    decode_threads: int = tunes(2, "threads that decode the images of a batch", ge=1)
+    decoders: int | None = tunes(None, "decoder processes per worker; null: its share of the cores, at most 8", ge=1)
 
 
 class ClipScore(Stage):
@@ -56,19 +49,23 @@ class ClipScore(Stage):
     }
     batch_size = 64
     model_method = "embed"
+    decodes_images = True
     seconds_per_row = 0.02
 
     def prepare(self, rows: Sequence[Row], ctx: Context) -> dict[str, Any]:
-        """Decode and crop the images (uint8 [N, size, size, 3], failed rows left out) and gather all texts."""
+        """Decode and crop the images in the sandbox (uint8 [N, size, size, 3], failed rows left out) and gather all texts."""
         if ctx.model is None:
             raise Fatal(f"{self.instance}: no model {self.params.model!r} at hand; name it in the recipe's models table")
         facts = ctx.model.describe()
         size = int(facts["image_size"])
-        crop = functools.partial(_crop_row, size=size, mode=facts["resize_mode"], filter=facts["interpolation"])
+        decoders = shared_decoders(DecoderLimits(self.params.decoders), ctx.workers)
+        view = {"size": size, "mode": facts["resize_mode"], "filter": facts["interpolation"]}
+        crops = [decoders.crop(row["image"].read(), **view) if row["image"] is not None else None for row in rows]
         pixels = np.empty((len(rows), size, size, 3), np.uint8)
         failures: dict[int, Failure] = {}
         good: list[int] = []
-        for at, made in enumerate(_decoders(self.params.decode_threads).map(crop, rows)):
+        for at, crop in enumerate(crops):
+            made = crop.result() if crop is not None else Failure(FailureCode.BAD_ROW, "the row has no stored image")
             if isinstance(made, Failure):
                 failures[at] = made
             else:
@@ -130,54 +127,3 @@ def _values(image: np.ndarray, texts: np.ndarray, entries: list[dict[str, Any]])
         "image_emb": image.astype(np.float16),
         "text_emb": texts[rank[0]].astype(np.float16),
     }
-
-
-@functools.lru_cache(maxsize=4)
-def _decoders(threads: int) -> ThreadPoolExecutor:
-    """Threads for decoding, kept for the process: the codecs release the interpreter lock."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="clip-decode")
-
-
-def _crop_row(row: Row, size: int, mode: str, filter: str) -> np.ndarray | Failure:
-    if row["image"] is None:
-        return Failure(FailureCode.BAD_ROW, "the row has no stored image")
-    try:
-        return crop_image(row["image"].read(), size, mode, filter)
-    except ImageError as error:
-        return Failure(error.code, error.detail)
-
-
-def crop_image(data: bytes, size: int, mode: str = "shortest", filter: str = "bicubic") -> np.ndarray:
-    """Image bytes to uint8 [size, size, 3] as open_clip's own transform makes them (open_clip/transform.py).
-
-    shortest: scale the shorter side to `size`, crop the centre; squash: scale both sides; longest: scale the longer
-    side and pad with black. A large JPEG is decoded at 1/2, 1/4 or 1/8 first. Raises ImageError.
-    """
-    header = read_header(data)
-    width, height = header.shown_size
-    scale = size / (max(width, height) if mode == "longest" else min(width, height))
-    goal = (size, size) if mode == "squash" else (round(width * scale), round(height * scale))
-    shrinks = goal[0] < width and goal[1] < height
-    smallest = goal if shrinks else (0, 0)
-    pixels = decode(data, header, pixel_limit=_NO_LIMIT, min_width=smallest[0], min_height=smallest[1])
-    image, resample = Image.fromarray(pixels), _FILTERS[filter]
-    if mode == "squash":
-        return np.asarray(image.resize((size, size), resample))
-    if mode == "longest":
-        small = image.resize((max(1, goal[0]), max(1, goal[1])), resample)
-        square = Image.new("RGB", (size, size))
-        square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
-        return np.asarray(square)
-    return np.asarray(image.resize((size, size), resample, box=_centre_box(width, height, *image.size, size)))
-
-
-def _centre_box(width: int, height: int, decoded_width: int, decoded_height: int, size: int) -> tuple[float, float, float, float]:
-    """The part of the decoded picture that torchvision's Resize(size) and CenterCrop(size) show, in its pixels.
-
-    Sizes are rounded from the original `width` x `height` as torchvision does: the longer side down, the margin by round.
-    """
-    scaled_width = size if width <= height else int(size * width / height)
-    scaled_height = size if height <= width else int(size * height / width)
-    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    per_x, per_y = decoded_width / scaled_width, decoded_height / scaled_height
-    return left * per_x, top * per_y, (left + size) * per_x, (top + size) * per_y

@@ -13,7 +13,9 @@ from pipeline.errors import Fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
 from pipeline.stage import Job, Params
+from pipeline.storage import Place
 from stages.pretrain.job import read_json
+from stages.shards.local import local_dataset, local_folder
 
 
 class EvaluateParams(Params):
@@ -34,11 +36,11 @@ class Evaluate(Job):
     def weights(self, run: RunView) -> str:
         """What load_clip reads: the export of a pretrain job, or the spec as given."""
         export = run.root / "pretrain" / self.params.model / "export"
-        return str(export) if export.is_dir() else self.params.model
+        return str(local_folder(export)) if export.is_dir() else self.params.model
 
     def inputs(self, run: RunView) -> str:
         trained = read_json(run.root / "pretrain" / self.params.model / "result.json")
-        table = Path(self.params.pairs) if self.params.pairs else run.dataset / "manifest.json"
+        table: Place = Path(self.params.pairs) if self.params.pairs else run.dataset / "manifest.json"
         if not table.is_file():
             raise Fatal(f"{self.instance}: {table} is missing; name a table with {self.instance}.pairs")
         return digest_of("evaluate", self.version, self.params.model_dump(mode="json"), trained.get("weights_digest", self.params.model), table.read_bytes())
@@ -47,7 +49,7 @@ class Evaluate(Job):
         inputs = self.inputs(run)
         return [] if read_json(self._path(run)).get("inputs") == inputs else [inputs]
 
-    def _path(self, run: RunView) -> Path:
+    def _path(self, run: RunView) -> Place:
         return run.root / "evaluate" / f"{self.instance}.json"
 
     def run_task(self, run: RunView, task: str) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class Evaluate(Job):
         params = self.params
         try:
             clip = load_clip(self.weights(run))
-            samples = PairTable(params.pairs, params.label_column) if params.pairs else ShardDataset(run.dataset, params.split)
+            samples = PairTable(params.pairs, params.label_column) if params.pairs else ShardDataset(local_dataset(run.dataset), params.split)
             found: dict[str, Any] = evaluate_retrieval(clip, samples, batch_size=params.batch_size)  # type: ignore[arg-type]
             if params.label_column and isinstance(samples, PairTable):
                 classes = sorted(set(samples.labels))

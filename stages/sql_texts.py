@@ -40,7 +40,8 @@ def rows_with_url_key() -> str:
     """SQL of the table `rows` with a column url_key beside its own.
 
     White space is stripped, scheme and host are in lower case, default port and fragment left out, an empty path read as
-    '/'. Path, query and user info are compared as they are. What is no URL (a path) is only stripped.
+    '/'. Path, query and user info are compared as they are. What is no URL (a path) is only stripped. A row without URL
+    (of a local image) has a key of its own.
     """
     stripped = "trim(url, E' \\t\\r\\n')"
     pieces = f"regexp_extract({stripped}, '{_URL}', ['scheme', 'user', 'host', 'rest'])"
@@ -49,7 +50,8 @@ def rows_with_url_key() -> str:
     rest = "CASE WHEN p.rest = '' THEN '/' WHEN p.rest[1] = '?' THEN '/' || p.rest ELSE p.rest END"
     user = "CASE WHEN p.user = '' THEN '' ELSE p.user || '@' END"
     whole = f"lower(p.scheme) || '://' || {user} || {host} || {rest}"
-    key = f"md5_number(CASE WHEN p.host = '' THEN {stripped} ELSE {whole} END)"
+    row = "'row ' || part || ' ' || \"row\""
+    key = f"md5_number(CASE WHEN url IS NULL THEN {row} WHEN p.host = '' THEN {stripped} ELSE {whole} END)"
     return f"(SELECT * EXCLUDE (p), {key} AS url_key FROM (SELECT *, {pieces} AS p FROM rows))"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from pipeline import stage as machine
+from pipeline.errors import RecipeError
 from pipeline.stage import Evidence, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
@@ -41,6 +42,11 @@ class UrlDup(Stage):
         "url_dup_reason": pa.string(),  # null for the row that stays
         "texts": TEXTS,
     }
+
+    def check(self, available: Mapping[str, Any]) -> None:
+        """Raises RecipeError where rows have several texts already: url_dup would leave the row's own alt-text alone of them."""
+        if "texts" in available:
+            raise RecipeError(f"stages.{self.instance}: it makes `texts` of the alt-texts, and rows have `texts` already: put it first, or leave it out")
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         reason = resolved.get("url_dup_reason")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +14,7 @@ from pipeline.errors import Fatal, RecipeError, as_fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
 from pipeline.stage import Job, Params, params_affecting
+from pipeline.storage import Place
 from pipeline.store import RESOLVED, VALUES, VERDICTS
 from schemas.dataset import CARD, SIZES, Manifest, RejectedFile, Shard, Split, rejected_path, shard_stem
 from stages.shards import plan
@@ -123,7 +123,7 @@ class WriteShards(Job):
                 f"{self.instance}: {samples} rows in shards and {left} rejected ({counts['dropped']} dropped, {counts['failed']} failed) "
                 f"are not the {sum(run.parts)} rows of the input; this is a fault of pairmill"
             )
-        sizes = {Path(shard.tar).name: shard.samples for split in splits.values() for shard in split.shards}
+        sizes = {shard.tar.rpartition("/")[2]: shard.samples for split in splits.values() for shard in split.shards}
         manifest = Manifest(
             splits, [RejectedFile(rejected_path(r.part), r.rows, r.sha256) for r in rejected], counts,
             images_checked(run, layout.images), recipe_digest(run, self), models_of(run),
@@ -136,7 +136,7 @@ class WriteShards(Job):
         shards = sum(len(split.shards) for split in splits.values())
         return {"samples": samples, "rejected": left, "shards": shards, "groups_written": len(results), "files_replaced": moved, "dataset": str(run.dataset)}
 
-    def _made(self, run: RunView) -> Path:
+    def _made(self, run: RunView) -> Place:
         return run.root / "jobs" / self.instance
 
     def _layout(self, run: RunView) -> Layout:
@@ -169,7 +169,7 @@ class WriteShards(Job):
         commit_bytes(path, json.dumps({"inputs": inputs, **found.to_json()}).encode(), run.store.guard)
         return found
 
-    def _records(self, run: RunView, made: Path) -> list[GroupRecord]:
+    def _records(self, run: RunView, made: Place) -> list[GroupRecord]:
         records = []
         for group, parts in enumerate(self._groups(run)):
             record = GroupRecord.load(made, group)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -15,9 +12,10 @@ from pipeline.blobs import BlobWriter
 from pipeline.errors import Fatal
 from pipeline.stage import Row, Values
 from schemas.outcome import Failure
+from stages.images.decoders import DecoderLimits, Normalized, shared_decoders
 from stages.images.fetch import Fetched
 from stages.images.header import ImageError
-from stages.images.normalize import ImageRules, StoredImage, normalize
+from stages.images.normalize import ImageRules, kept_by_header
 
 STORED_COLUMNS: dict[str, pa.DataType] = {
     "raw_sha256": pa.binary(32),
@@ -32,18 +30,22 @@ STORED_COLUMNS: dict[str, pa.DataType] = {
     "original_height": pa.int32(),
     "format": pa.string(),
 }
-_INLINE_BYTES = 1 << 20  # hashing this much takes under a millisecond: not worth a thread
+_INLINE_BYTES = 1 << 20  # hashing this much takes under a millisecond: not worth another process
 
 
 class Collector:
-    """Turns what was fetched or read into the rows' results, decoding in threads beside the event loop.
+    """Turns what was fetched or read into the rows' results. Images are decoded in a sandbox, beside the event loop.
 
-    `describe` gives the further columns of a row that say where its bytes came from.
+    `describe` gives the further columns of a row that say where its bytes came from; `workers` share this machine's cores.
     """
 
-    def __init__(self, rows: Sequence[Row], blobs: BlobWriter, rules: ImageRules, describe: Callable[[Fetched], Values]):
+    def __init__(
+        self, rows: Sequence[Row], blobs: BlobWriter, rules: ImageRules, describe: Callable[[Fetched], Values],
+        limits: DecoderLimits | None = None, workers: int = 1,
+    ):  # fmt: skip
         self.rows, self.blobs, self.rules, self.describe = rows, blobs, rules, describe
         self.found: list[Values | Failure | None] = [None] * len(rows)
+        self.decoders = shared_decoders(limits or DecoderLimits(), workers)  # started before the first bytes are there
 
     def results(self) -> list[Values | Failure]:
         """One result per row. Raises Fatal where a row was never handed back (an error of this program)."""
@@ -60,47 +62,40 @@ class Collector:
         if not fetched.body:  # opted out: never read
             self.found[fetched.row] = {**dict.fromkeys(STORED_COLUMNS), **self.describe(fetched)}
             return
-        if self.rules.check == "header" and self.rules.resize_mode == "no" and len(fetched.body) < _INLINE_BYTES:
-            made = _process(fetched.body, self.rules)
-        else:
-            made = await asyncio.get_running_loop().run_in_executor(_decoders(), _process, fetched.body, self.rules)
+        made = self._by_header(fetched.body) or await asyncio.wrap_future(self.decoders.normalize(fetched.body, self.rules))
         if isinstance(made, Failure):
             origin = "" if fetched.status is None else f" (status {fetched.status}, {fetched.content_type})"
             self.found[fetched.row] = Failure(made.code, made.detail + origin)
             return
-        raw_digest, image, image_digest = made
-        where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), image.format, image.data)
-        self.found[fetched.row] = {**_stored_values(fetched.body, raw_digest, image, image_digest, where), **self.describe(fetched)}
+        where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), made.image.format, made.image.data, made.image_sha256)
+        self.found[fetched.row] = {**_stored_values(len(fetched.body), made, where), **self.describe(fetched)}
+
+    def _by_header(self, body: bytes) -> Normalized | Failure | None:
+        """What needs no decoder: an image that `check: header` keeps as it is, told by our own reading of its header."""
+        if self.rules.check != "header" or len(body) > _INLINE_BYTES:
+            return None
+        try:
+            image = kept_by_header(body, self.rules)
+        except ImageError as error:
+            return Failure(error.code, error.detail)
+        if image is None:
+            return None
+        digest = hashlib.sha256(body).digest()
+        return Normalized(image, digest, digest)
 
 
-@functools.cache
-def _decoders() -> ThreadPoolExecutor:
-    """Threads for decoding, kept for the process: the codecs release the interpreter lock."""
-    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-
-
-def _process(body: bytes, rules: ImageRules) -> tuple[bytes, StoredImage, bytes] | Failure:
-    """SHA-256 of the bytes as fetched, the image to store, and its SHA-256."""
-    raw_digest = hashlib.sha256(body).digest()
-    try:
-        image = normalize(body, rules)
-    except ImageError as error:
-        return Failure(error.code, error.detail)
-    return raw_digest, image, raw_digest if image.data is body else hashlib.sha256(image.data).digest()
-
-
-def _stored_values(body: bytes, raw_digest: bytes, image: StoredImage, image_digest: bytes, where: tuple[str, int, int]) -> Values:
+def _stored_values(raw_bytes: int, made: Normalized, where: tuple[str, int, int]) -> Values:
     tar, offset, size = where
     return {
-        "raw_sha256": raw_digest,
-        "n_bytes": len(body),
-        "image_sha256": image_digest,
+        "raw_sha256": made.raw_sha256,
+        "n_bytes": raw_bytes,
+        "image_sha256": made.image_sha256,
         "tar": tar,
         "offset": offset,
         "size": size,
-        "width": image.width,
-        "height": image.height,
-        "original_width": image.original_width,
-        "original_height": image.original_height,
-        "format": image.format,
+        "width": made.image.width,
+        "height": made.image.height,
+        "original_width": made.image.original_width,
+        "original_height": made.image.original_height,
+        "format": made.image.format,
     }

@@ -7,12 +7,13 @@ import simplejpeg
 from PIL import Image
 
 from schemas.outcome import FailureCode
-from stages.images.header import PILLOW_ERRORS, ImageError, ImageHeader, open_image, read_header, sniff
+from stages.images.header import PILLOW_ERRORS, ImageError, ImageHeader, damaged, open_image, read_header, sniff
 
 DEFAULT_PIXEL_LIMIT = 50_000_000
 
 # What libjpeg only warns of, and what then lies in the picture is made up (grey, or noise).
 _DAMAGED_PIXELS = ("premature end", "bad huffman", "bad arithmetic", "inconsistent progression", "instead of rst", "corrupt jpeg data: found")
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # EXIF orientation (value 2 to 8) as what brings the coded pixels upright: transpose, then flips of rows and columns.
 _TURNS = {
     2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False),
@@ -25,9 +26,9 @@ def check_size(header: ImageHeader, pixel_limit: int) -> None:
     if header.width < 1 or header.height < 1:
         raise ImageError(FailureCode.CORRUPT_IMAGE, f"{header.format} of {header.width} x {header.height} pixels")
     if header.width * header.height > pixel_limit:
-        raise ImageError(
-            FailureCode.PIXEL_LIMIT, f"{header.width} x {header.height} pixels, more than the limit of {pixel_limit}"
-        )
+        raise ImageError(FailureCode.PIXEL_LIMIT, f"{header.width} x {header.height} pixels, more than the limit of {pixel_limit}")
+    if header.coded_pixels > pixel_limit:
+        raise ImageError(FailureCode.PIXEL_LIMIT, f"{header.coded_pixels} pixels before cropping, more than the limit of {pixel_limit}")
 
 
 def decode(
@@ -55,14 +56,16 @@ def decode(
     return _decode_pillow(data, header.orientation)
 
 
-def verify(data: bytes, header: ImageHeader, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> None:
+def verify(data: bytes, header: ImageHeader, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> bool:
     """Read all of an image's data without need of its pixels. Raises ImageError as `decode` does.
 
-    For a JPEG every coefficient is decoded, and only the last step, which cannot fail, is done at 1/8 of the size.
+    For a JPEG every coefficient is decoded, and only the last step, which cannot fail, is done at 1/8 of the size. False where
+    the picture is whole and the file is damaged behind it: other readers may refuse it.
     """
     check_size(header, pixel_limit)
-    if header.format != "jpg" or not header.plain or _decode_jpeg(data, "GRAY", 1, 1) is None:
-        _decode_pillow(data, 1)
+    if header.format == "jpg" and header.plain and _decode_jpeg(data, "GRAY", 1, 1) is not None:
+        return True
+    return _load(data)[1]
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -90,13 +93,41 @@ def _decode_jpeg(data: bytes, colours: str, min_width: int, min_height: int) -> 
 
 
 def _decode_pillow(data: bytes, orientation: int) -> np.ndarray:
-    kind = sniff(data)
-    with open_image(data, kind) as image:
+    image, _ = _load(data)
+    with image:
         try:
-            image.load()
             return upright(np.asarray(to_rgb(image)), orientation)
         except PILLOW_ERRORS as error:
-            raise ImageError(FailureCode.CORRUPT_IMAGE, f"{kind or image.format}: {type(error).__name__}: {error}") from error
+            raise damaged((image.format or "image").lower(), error) from error
+
+
+def _load(data: bytes) -> tuple[Image.Image, bool]:
+    """Pillow's image with its pixels read, and whether the file is whole. Raises ImageError."""
+    kind = sniff(data)
+    image = open_image(data, kind)
+    try:
+        image.load()
+        return image, kind != "png" or _PNG_END in data
+    except (Image.DecompressionBombError, *PILLOW_ERRORS) as error:
+        image.close()
+        picture = _png_up_to_its_picture(data) if kind == "png" else data
+        if len(picture) == len(data):
+            raise damaged(kind or (image.format or "image").lower(), error) from error
+    return _load(picture)[0], False
+
+
+def _png_up_to_its_picture(data: bytes) -> bytes:
+    """A PNG that ends behind its image data: what follows (later frames, texts, the end mark) may be broken or cut."""
+    at, end, seen = 8, len(data), False
+    while at + 12 <= end:
+        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if seen and name != b"IDAT":
+            break
+        if at + 12 + size > end:
+            return data
+        seen = seen or name == b"IDAT"
+        at += 12 + size
+    return data[:at] + _PNG_END if seen and data[at:] != _PNG_END else data
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -107,8 +138,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_grey_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image)
+        return white
     return image.convert("RGB")
 
 
@@ -117,5 +149,6 @@ def _grey_to_8_bits(grey: np.ndarray) -> np.ndarray:
     if grey.dtype.kind == "f":
         grey = np.nan_to_num(grey, nan=0.0, posinf=255.0, neginf=0.0)
         return np.clip(np.rint(grey * (255.0 if grey.size and grey.max() <= 1.0 else 1.0)), 0, 255).astype(np.uint8)
-    wide = grey.astype(np.int64)
-    return np.clip(wide >> 8 if wide.size and wide.max() > 255 else wide, 0, 255).astype(np.uint8)
+    if grey.size and grey.max() > 255:
+        grey = grey >> 8
+    return np.clip(grey, 0, 255).astype(np.uint8)

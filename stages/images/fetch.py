@@ -3,190 +3,213 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import aiohttp
 from yarl import URL
 
-from schemas.outcome import Failure, FailureCode, cap_detail
-from stages.images.addresses import make_socket
-from stages.images.fetch_failures import FETCH_ERRORS, check_url, failure_of_error, failure_of_status, may_pass, opt_out
+from schemas.outcome import PASSING, Failure, FailureCode, cap_detail
+from stages.images.consent import agent_token
+from stages.images.fetch_failures import FETCH_ERRORS, check_url, failure_of_error
+from stages.images.host_slots import HostSlots
 from stages.images.hosts import HostQueue
+from stages.images.patience import backoff_s
+from stages.images.request import Fetched, read_robots, request
+from stages.images.resolver import Resolver
+from stages.images.robots import ALLOWED, RobotsRules
+from stages.images.web_client import WebClient
 
 USER_AGENT = "Mozilla/5.0 (compatible; pairmill/0.1)"
-AGENT_TOKEN = "pairmill"
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RESOLVER_THREADS = 32  # getaddrinfo blocks; the default pool has as few as 5 threads on a small machine
-_MAX_RETRY_AFTER_S = 10.0
-_READ_BYTES = 1 << 16
+_LONGEST_LOOKUP_S = 8.0
+_LOOKUP_PAUSE_S = 3.0  # after a burst of lookups that the resolver dropped
+_MORE_TRIES_WHEN_LIMITED = 3  # a host that says 429 works; it asks for time
+_LOST = frozenset({FailureCode.DNS, FailureCode.CONNECT, FailureCode.TIMEOUT})
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """Limits of a fetch. `timeout_s` covers one try whole: lookup, redirects, headers and body; `max_bytes` one body."""
+    """Limits of a fetch. `timeout_s` covers one try whole: lookup, redirects, headers and body, but no waiting for a
+    host's turn; `max_bytes` one body. `per_host` and `per_host_rate` hold where no slots of a run are given.
+    """
 
     concurrency: int = 64
     per_host: int = 16
+    per_host_rate: float | None = None
     timeout_s: float = 10.0
     max_bytes: int = 32 << 20
     max_redirects: int = 5
     retries: int = 1
     backoff_s: float = 0.25
+    max_wait_s: float = 60.0
+    give_up_host_after: int = 50
     user_agent: str = USER_AGENT
+    headers: Mapping[str, str] = field(default_factory=dict)
+    proxy: str | None = None
+    trust_env: bool = False
     allow_private: bool = False
     refuse_opted_out: bool = True
-
-
-@dataclass(slots=True)
-class Fetched:
-    """What came for one URL: the last response's status, content type, final URL and body, or why there is none.
-
-    `opted_out` is the value of the header that forbids use; with `refuse_opted_out` the body was then not read.
-    """
-
-    row: int
-    url: str = ""
-    status: int | None = None
-    content_type: str | None = None
-    body: bytes = b""
-    opted_out: str | None = None
-    failure: Failure | None = None
-    retry_after_s: float = 0.0
+    robots: bool = False
 
 
 Handle = Callable[[Fetched], Awaitable[None]]
 
 
-async def fetch_all(urls: Sequence[str | None], options: FetchOptions, handle: Handle) -> None:
+@dataclass(slots=True)
+class _Job:
+    """One row on its way: the URL that it is at, and what its present try may still take."""
+
+    start: URL
+    url: URL
+    host: str
+    result: Fetched
+    left_s: float
+    hops: int = 0
+    tries: int = 0
+    limited: int = 0
+    lookups: int = 0
+
+
+async def fetch_all(
+    urls: Sequence[str | None], options: FetchOptions, handle: Handle, slots: HostSlots | None = None
+) -> None:
     """Fetch every URL and await `handle` with each result as it comes; order is that of completion.
 
     At most `concurrency` results exist at a time, for a worker takes its next URL when `handle` has returned.
-    Raises Fatal for a fault of this machine, and what `handle` raises; nothing for what a URL or server does.
+    Raises Fatal for a fault of this machine, and what `handle` raises (which stops all); nothing for what a URL or server does.
     """
-    targets: dict[int, URL] = {}
-    for row, text in enumerate(urls):
-        url = check_url(text)
-        if isinstance(url, Failure):
-            await handle(Fetched(row, url=text or "", failure=url))
-        else:
-            targets[row] = url
-    queue = HostQueue([(row, url.raw_host or "") for row, url in targets.items()], options.per_host)
-    tries = dict.fromkeys(targets, 0)
-    resolver_pool = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="resolve")
-    asyncio.get_running_loop().set_default_executor(resolver_pool)
-
-    async def work(session: aiohttp.ClientSession) -> None:
-        while (job := await queue.take()) is not None:
-            row, host = job
-            result = await _try_once(session, row, targets[row], options)
-            tries[row] += 1
-            if result.failure is not None and may_pass(result.failure) and tries[row] <= options.retries:
-                queue.again(row, host, max(options.backoff_s * 2 ** (tries[row] - 1), result.retry_after_s))
-                continue
-            await handle(result)
-            queue.done(host)
-
+    slots = slots or HostSlots(None, options.per_host, options.per_host_rate)
+    fetcher = _Fetcher(options, handle, slots)
     try:
-        async with _session(options) as session, asyncio.TaskGroup() as group:
-            for _ in range(min(options.concurrency, queue.open)):
-                group.create_task(work(session))
+        for row, text in enumerate(urls):
+            url = check_url(text)
+            if isinstance(url, Failure):
+                await handle(Fetched(row, url=text or "", failure=url))
+            else:
+                fetcher.add(row, url)
+        await fetcher.run()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others are its echo: a Fatal or an error of `handle`
+    finally:
+        slots.leave_all()
 
 
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """Verified TLS. Kept for the process: loading the CA certificates takes tens of milliseconds."""
-    return ssl.create_default_context()
+class _Fetcher:
+    """The workers of one `fetch_all`."""
 
+    def __init__(self, options: FetchOptions, handle: Handle, slots: HostSlots):
+        self.options, self.handle = options, handle
+        self.queue: HostQueue[_Job] = HostQueue(slots, options.max_wait_s)
+        self.agent = agent_token(options.user_agent)
 
-def _session(options: FetchOptions) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(
-        limit=0,  # HostQueue bounds what is under way; waiting inside the connector would count against the timeout
-        ttl_dns_cache=300,
-        ssl=_tls_context(),
-        socket_factory=None if options.allow_private else make_socket,
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),  # no state from one row to another
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        headers={"User-Agent": options.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
-    )
+    def add(self, row: int, url: URL) -> None:
+        self.queue.add(_Job(url, url, url.raw_host or "", Fetched(row), self.options.timeout_s))
 
+    async def run(self) -> None:
+        options = self.options
+        headers = {"User-Agent": options.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity", **options.headers}
+        resolver = Resolver(min(_LONGEST_LOOKUP_S, 0.75 * options.timeout_s))
+        async with WebClient(headers, resolver, options.proxy, options.trust_env, options.allow_private, options.concurrency) as self.client:
+            self.robots = RobotsRules(lambda url: read_robots(self.client, url, options), self.agent) if options.robots else None
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(options.concurrency, self.queue.open)):
+                    group.create_task(self._work())
 
-async def _try_once(session: aiohttp.ClientSession, row: int, url: URL, options: FetchOptions) -> Fetched:
-    """One try: every hop of it, under one timeout. Never raises for what a server does."""
-    result = Fetched(row, url=str(url))
-    try:
-        async with asyncio.timeout(options.timeout_s):
-            for _ in range(options.max_redirects + 1):
-                target = await _hop(session, url, result, options)
-                if target is None:
-                    return result
-                url = target
-        result.failure = Failure(FailureCode.TOO_MANY_REDIRECTS, cap_detail(f"more than {options.max_redirects}, last to {url}"))
-    except TimeoutError:
-        result.failure = Failure(FailureCode.TIMEOUT, f"no complete answer within {options.timeout_s:g} s")
-    except FETCH_ERRORS as error:
-        result.failure = failure_of_error(error)
-    result.body = b""
-    return result
+    async def _work(self) -> None:
+        while (found := await self.queue.take()) is not None:
+            job, refusal = found
+            if refusal is not None:
+                job.result.failure = refusal
+                self.queue.done(job, refused=True)
+            elif await self._step(job):
+                self.queue.done(job)
+            else:
+                continue
+            failure = job.result.failure
+            if failure is not None:
+                job.result.body = b""
+            await self.handle(job.result)
 
+    async def _step(self, job: _Job) -> bool:
+        """Requests until the row has its result (True), or is to be handed out again."""
+        while True:
+            if self.robots is not None and not (may := await self._may_ask(job)):
+                return may is False
+            target = await self._hop(job)
+            if target is None:
+                delay = self._pause_before_another_try(job)
+                if delay is None:
+                    return True
+                self._start_again(job)
+                self.queue.again(job, job.start.raw_host or "", delay)
+                return False
+            job.url, job.hops = target, job.hops + 1
+            host = target.raw_host or ""
+            if host != job.host:
+                self.queue.again(job, host, 0)
+                return False
 
-async def _hop(session: aiohttp.ClientSession, url: URL, result: Fetched, options: FetchOptions) -> URL | None:
-    """One request. The next URL where it redirects; else None, with `result` filled in."""
-    async with session.get(url, allow_redirects=False) as response:
-        result.url, result.status = str(url), response.status
-        result.content_type = response.headers.get("Content-Type")
-        location = response.headers.get("Location")
-        if response.status in _REDIRECTS and location:
-            return _next_url(url, location, result)
-        result.failure = failure_of_status(response.status, response.reason)
-        if result.failure is not None:
-            result.retry_after_s = _retry_after(response.headers.get("Retry-After"))
+    async def _may_ask(self, job: _Job) -> bool | None:
+        """What the origin's robots.txt says. False: the row has its result; None: it was handed out again for its own request."""
+        assert self.robots is not None
+        known = self.robots.known(job.url)
+        verdict = await self.robots.verdict(job.url)
+        if isinstance(verdict, Failure):
+            job.result.failure = verdict
+            return False
+        if verdict == ALLOWED and not known:
+            self.queue.again(job, job.host, 0)  # robots.txt took this turn
             return None
-        if "X-Robots-Tag" in response.headers:
-            result.opted_out = opt_out(response.headers, AGENT_TOKEN)
-        if result.opted_out is None or not options.refuse_opted_out:
-            await _read_body(response, result, options.max_bytes)
-    return None
+        job.result.robots, job.result.checked_at = verdict, int(1000 * time.time())
+        return verdict == ALLOWED
 
-
-def _next_url(url: URL, location: str, result: Fetched) -> URL | None:
-    target = check_url(str(url.join(URL(location))))
-    if isinstance(target, Failure):
-        result.failure = Failure(target.code, cap_detail(f"redirect from {url}: {target.detail}"))
+    async def _hop(self, job: _Job) -> URL | None:
+        """One request of a row. The next URL where it redirects; else None, with the result filled in. Never raises for what a server does."""
+        if job.hops > self.options.max_redirects:
+            job.result.failure = Failure(FailureCode.TOO_MANY_REDIRECTS, cap_detail(f"more than {self.options.max_redirects}, last to {job.url}"))
+            return None
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(job.left_s):
+                return await request(self.client, job.url, job.result, self.options, self.agent)
+        except TimeoutError:
+            job.result.failure = Failure(FailureCode.TIMEOUT, f"no complete answer within {self.options.timeout_s:g} s")
+        except FETCH_ERRORS as error:
+            job.result.failure = failure_of_error(error)
+        finally:
+            job.left_s = max(0.05, job.left_s - (time.monotonic() - started))
         return None
-    return target
 
+    def _pause_before_another_try(self, job: _Job) -> float | None:
+        """Seconds after which a row is to be tried again; None where its result is final."""
+        failure, options = job.result.failure, self.options
+        if failure is None or failure.code not in PASSING:
+            self.queue.answered(job.host)
+            return None
+        if failure.code == FailureCode.RATE_LIMITED or job.result.retry_after_s is not None:
+            return self._after_limit(job, failure)
+        if failure.code == FailureCode.DNS:
+            job.lookups += 1
+            if job.lookups == 1 and options.retries:
+                return backoff_s(_LOOKUP_PAUSE_S, 1)
+        else:
+            job.tries += 1
+            if job.tries <= options.retries:
+                return backoff_s(options.backoff_s, job.tries)
+        if failure.code in _LOST and (lost := self.queue.lost(job.host)) >= options.give_up_host_after:
+            told = f"{job.host} did not answer {lost} rows in a row and is not asked again in this part; the last: {failure.detail}"
+            self.queue.refuse(job.host, Failure(failure.code, cap_detail(told)))
+        return None
 
-async def _read_body(response: aiohttp.ClientResponse, result: Fetched, max_bytes: int) -> None:
-    """The body, never more than `max_bytes` of it, compressed or not."""
-    length = response.content_length
-    too_large = Failure(FailureCode.TOO_LARGE, f"more than {max_bytes} bytes")
-    if length is not None and length > max_bytes:
-        result.failure = too_large
-        return
-    if length is not None and "Content-Encoding" not in response.headers:
-        result.body = await response.read()
-    else:
-        chunks, total = [], 0
-        async for chunk in response.content.iter_chunked(_READ_BYTES):
-            total += len(chunk)
-            if total > max_bytes:
-                result.failure = too_large
-                return
-            chunks.append(chunk)
-        result.body = b"".join(chunks)
-    if not result.body:
-        result.failure = Failure(FailureCode.EMPTY_BODY, f"status {response.status} with no body")
+    def _after_limit(self, job: _Job, failure: Failure) -> float | None:
+        """The host asks for fewer requests: it is paused for all its rows."""
+        job.limited += 1
+        asked = job.result.retry_after_s
+        pause = backoff_s(self.options.backoff_s, job.limited) if asked is None else asked
+        self.queue.slow_down(job.host, pause)
+        again = self.options.retries and job.limited <= self.options.retries + _MORE_TRIES_WHEN_LIMITED and pause <= self.options.max_wait_s
+        return 0.0 if again else None  # the pause of the host holds for this row too
 
-
-def _retry_after(value: str | None) -> float:
-    """Seconds that a server asks to wait, capped; 0 where it names none (dates are left aside)."""
-    return min(float(value), _MAX_RETRY_AFTER_S) if value and value.strip().isdigit() else 0.0
+    def _start_again(self, job: _Job) -> None:
+        job.url, job.hops, job.left_s = job.start, 0, self.options.timeout_s
+        job.result = Fetched(job.result.row)

@@ -7,13 +7,13 @@ import socket
 import ssl
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDictProxy
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from yarl import URL
 
 from pipeline.errors import DISK_ERRNOS, Fatal
-from schemas.outcome import PASSING, Failure, FailureCode, cap_detail
+from schemas.outcome import Failure, FailureCode, cap_detail
 from stages.images.addresses import BlockedAddress
+from stages.images.http_message import BadResponse
 
 # Everything that a hostile URL or server can make aiohttp, yarl, ssl or the sockets raise. UnicodeError is a ValueError.
 FETCH_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, EOFError, ValueError)
@@ -42,10 +42,16 @@ def _code(error: BaseException, cause: BaseException) -> FailureCode:
     if number in _RESET_ERRNOS or isinstance(cause, (ConnectionResetError, aiohttp.ServerDisconnectedError)):
         return FailureCode.RESET
     if isinstance(error, aiohttp.ClientPayloadError):
+        if isinstance(error.__cause__, ContentEncodingError):
+            return FailureCode.BAD_RESPONSE
         # aiohttp gives a reset in mid-body only as text: its cause is always the unfinished length.
         return FailureCode.RESET if "ConnectionResetError" in str(error) else FailureCode.SHORT_BODY
+    if isinstance(error, BadResponse):
+        return FailureCode.BAD_RESPONSE
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return FailureCode.CONNECT
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        return FailureCode.HTTP_5XX  # what came is no HTTP
+        return FailureCode.BAD_RESPONSE
     if isinstance(error, (aiohttp.InvalidURL, ValueError)):
         return FailureCode.BAD_ROW
     if isinstance(cause, EOFError):
@@ -61,11 +67,6 @@ def failure_of_status(status: int, reason: str | None) -> Failure | None:
     if status == 429:
         return Failure(FailureCode.RATE_LIMITED, detail)
     return Failure(FailureCode.HTTP_5XX if 500 <= status < 600 else FailureCode.HTTP_4XX, detail)
-
-
-def may_pass(failure: Failure) -> bool:
-    """Whether a further try in the same run makes sense. A name that does not resolve is left to the next run."""
-    return failure.code in PASSING and failure.code != FailureCode.DNS
 
 
 def check_url(text: str | None) -> URL | Failure:
@@ -84,27 +85,3 @@ def check_url(text: str | None) -> URL | Failure:
         return url
     except ValueError as error:
         return Failure(FailureCode.BAD_ROW, cap_detail(f"url cannot be read: {error}: {text}"))
-
-
-# Directives of X-Robots-Tag that say 'not for machine learning data sets', as img2dataset (1.47, --disallowed_header_directives) has them.
-OPT_OUT_DIRECTIVES = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
-_VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-
-
-def opt_out(headers: CIMultiDictProxy[str], agent_token: str) -> str | None:
-    """The X-Robots-Tag values that opt out of use for training, or None.
-
-    A tag may be meant for one agent ('name: noai'); it counts when the name is ours (`agent_token`, lower case).
-    """
-    found = [value for value in headers.getall("X-Robots-Tag", ()) if _opts_out(value, agent_token)]
-    return cap_detail("; ".join(found)) if found else None
-
-
-def _opts_out(value: str, agent_token: str) -> bool:
-    head, colon, rest = value.partition(":")
-    name = head.strip().lower()
-    if colon and "," not in head and name not in _VALUED_DIRECTIVES:
-        if name != agent_token:
-            return False
-        value = rest
-    return any(directive.strip().lower() in OPT_OUT_DIRECTIVES for directive in value.split(","))

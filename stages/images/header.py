@@ -7,18 +7,22 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+import pillow_heif
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from schemas.outcome import FailureCode, cap_detail
 
-# The limit is ours (a parameter, checked before any pixel is decoded); Pillow's own is fixed and raises from within.
-Image.MAX_IMAGE_PIXELS = None
+# Our own limit is a parameter, checked before any pixel is decoded. Pillow's is for pictures inside of pictures (ICO, ICNS).
+Image.MAX_IMAGE_PIXELS = 1 << 29  # it refuses what has twice as many
 Image.init()
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one image per decoder
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
-# Readers that Pillow may use on untrusted bytes. Left out: those that start programs (EPS), and scientific stubs.
+# Readers that Pillow may use on untrusted bytes. Left out: EPS, which starts a program, and those without a decoder.
 PILLOW_FORMATS = (
-    "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG", "JPEG2000", "ICO", "CUR", "PPM", "PSD", "TGA",
-    "PCX", "DDS", "SGI", "QOI",
+    "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG", "JPEG2000", "ICO", "ICNS", "CUR", "PPM", "PSD", "TGA",
+    "PCX", "DCX", "DDS", "SGI", "QOI", "BLP", "FITS", "FLI", "FTEX", "GBR", "IM", "MSP", "PCD", "PIXAR", "SUN", "XBM", "XPM",
+    "XVThumb", "IMT", "SPIDER", "MCIDAS",
 )  # fmt: skip
 
 # What Pillow raises on damaged files, beside its documented OSError and SyntaxError.
@@ -27,7 +31,9 @@ PILLOW_ERRORS = (
     struct.error, zlib.error,
 )  # fmt: skip
 
+_NO_MEMORY = ("out of memory", "insufficient memory", "cannot allocate", "memory allocation", "failed to allocate")
 _EXIF_ORIENTATION = 0x0112
+_EXTENTS_BOX = b"\0\0\0\x14ispe\0\0\0\0"
 
 
 class ImageError(ValueError):
@@ -42,13 +48,15 @@ class ImageError(ValueError):
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """Facts from the header. `width`, `height`: pixels as coded; `orientation`: EXIF value 1 to 8; `plain`: a still
-    image in 8-bit RGB or grey, without transparency, that every reader shows alike."""
+    image in 8-bit RGB or grey, without transparency, that every reader shows alike; `coded_pixels`: where a codec makes more
+    pixels than are shown."""
 
     format: str
     width: int
     height: int
     orientation: int
     plain: bool
+    coded_pixels: int = 0
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -56,22 +64,30 @@ class ImageHeader:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "jpg"), (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"), (b"MM\0*", "tiff"),
+    (b"II+\0", "tiff"), (b"MM\0+", "tiff"), (b"\0\0\0\x0cjP  ", "jpeg2000"), (b"\xffO\xffQ", "jpeg2000"), (b"\0\0\1\0", "ico"),
+    (b"\0\0\2\0", "cur"), (b"8BPS", "psd"), (b"DDS ", "dds"), (b"icns", "icns"), (b"SIMPLE  =", "fits"), (b"qoif", "qoi"),
+    (b"P7 332", "xvthumb"), (b"DanM", "msp"), (b"LinS", "msp"),
+)  # fmt: skip
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
+
+
 def sniff(data: bytes) -> str | None:
-    """Format by magic bytes: jpg, png, webp, gif, bmp, tiff, avif, heic, svg, html; None where nothing is known."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
+    """Format by magic bytes: jpg, png, webp, gif, bmp, tiff, avif, heic, svg, html, ...; None where nothing is known."""
+    if b"IHDR" in data[:20] and b"NG" in data[:4]:  # the eight bytes before it are made to show damage
+        return "png"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if data[:2] == b"BM":
-        return "bmp"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return name
     if data[4:8] == b"ftyp":
         return _ftyp_brand(data)
+    if data[4:6] in (b"\x11\xaf", b"\x12\xaf"):
+        return "fli"
     return _sniff_text(data)
 
 
@@ -81,7 +97,7 @@ def _ftyp_brand(data: bytes) -> str | None:
     brands = {data[8:12]} | {data[at : at + 4] for at in range(16, size, 4)}
     if brands & {b"avif", b"avis"}:
         return "avif"
-    return "heic" if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"} else None
+    return "heic" if brands & _HEIC_BRANDS else None
 
 
 def _sniff_text(data: bytes) -> str | None:
@@ -93,17 +109,21 @@ def _sniff_text(data: bytes) -> str | None:
 
 def read_header(data: bytes) -> ImageHeader:
     """Facts of an image from its header. Raises ImageError: not_an_image, unsupported_format, corrupt_image."""
+    header = own_header(data)
+    if header is not None:
+        return header
+    with open_image(data, sniff(data)) as image:
+        return _pillow_header(image, data)
+
+
+def own_header(data: bytes) -> ImageHeader | None:
+    """Facts of an ordinary JPEG, read without any codec; None for what only a codec can judge. Raises ImageError."""
     kind = sniff(data)
     if kind == "html":
         raise ImageError(FailureCode.NOT_AN_IMAGE, f"text or HTML instead of an image: {data[:60]!r}")
     if kind == "svg":
         raise ImageError(FailureCode.UNSUPPORTED_FORMAT, "SVG is a drawing, not pixels")
-    if kind == "jpg":
-        header = _jpeg_header(data)
-        if header is not None:
-            return header
-    with open_image(data, kind) as image:
-        return _pillow_header(image, data)
+    return _jpeg_header(data) if kind == "jpg" else None
 
 
 def open_image(data: bytes, kind: str | None) -> Image.Image:
@@ -113,11 +133,19 @@ def open_image(data: bytes, kind: str | None) -> Image.Image:
     except UnidentifiedImageError as error:
         if kind is None:
             raise ImageError(FailureCode.UNSUPPORTED_FORMAT, f"not a known image format: {data[:16]!r}") from error
-        if kind == "heic":
-            raise ImageError(FailureCode.UNSUPPORTED_FORMAT, "HEIC cannot be read here") from error
         raise ImageError(FailureCode.CORRUPT_IMAGE, f"{kind}: damaged header") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(FailureCode.PIXEL_LIMIT, str(error)) from error
     except PILLOW_ERRORS as error:
-        raise ImageError(FailureCode.CORRUPT_IMAGE, f"{kind or 'image'}: {type(error).__name__}: {error}") from error
+        raise damaged(kind or "image", error) from error
+
+
+def damaged(kind: str, error: Exception) -> ImageError:
+    """What a codec's exception says of an image. Raises MemoryError where it says that memory ran out."""
+    message = f"{kind}: {type(error).__name__}: {error}"
+    if any(sign in message.lower() for sign in _NO_MEMORY):
+        raise MemoryError(message) from error
+    return ImageError(FailureCode.CORRUPT_IMAGE, message)
 
 
 def _pillow_header(image: Image.Image, data: bytes) -> ImageHeader:
@@ -129,10 +157,20 @@ def _pillow_header(image: Image.Image, data: bytes) -> ImageHeader:
         moving = True
     if image.format == "TIFF":  # Pillow turns these itself, and gives the size after that
         orientation = 1
-    name = {"JPEG": "jpg", "MPO": "jpg"}.get(image.format or "", (image.format or "").lower())
+    name = {"JPEG": "jpg", "MPO": "jpg", "HEIF": "heic"}.get(image.format or "", (image.format or "").lower())
     deep = name == "png" and data[24:25] == b"\x10"  # 16 bits a channel, which Pillow's mode RGB hides
     plain = image.mode in ("RGB", "L") and not moving and not deep and "transparency" not in image.info
-    return ImageHeader(name, *image.size, orientation, plain)
+    return ImageHeader(name, *image.size, orientation, plain, _coded_pixels(data) if name in ("heic", "avif") else 0)
+
+
+def _coded_pixels(data: bytes) -> int:
+    """Pixels of the largest picture in a HEIF file, before any crop: its spatial extents boxes (ISO/IEC 23008-12, 6.5.3)."""
+    at, most = data.find(_EXTENTS_BOX), 0
+    while 0 <= at <= len(data) - 20:
+        width, height = struct.unpack_from(">II", data, at + 12)
+        most = max(most, width * height)
+        at = data.find(_EXTENTS_BOX, at + 20)
+    return most
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:

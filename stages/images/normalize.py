@@ -14,7 +14,7 @@ import simplejpeg
 
 from schemas.outcome import FailureCode
 from stages.images.decode import DEFAULT_PIXEL_LIMIT, check_size, decode, verify
-from stages.images.header import ImageError, read_header
+from stages.images.header import ImageError, ImageHeader, damaged, own_header, read_header
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 EncodeFormat = Literal["jpg", "png", "webp"]
@@ -60,11 +60,9 @@ def normalize(data: bytes, rules: ImageRules) -> StoredImage:
     header = read_header(data)
     check_size(header, rules.pixel_limit)
     width, height = header.shown_size
-    target = resize_target(width, height, rules)
-    if target is None and header.plain and header.orientation == 1 and header.format in STORED_FORMATS:
-        if rules.check == "decode":
-            verify(data, header, rules.pixel_limit)
+    if _stays(header, rules) and (rules.check == "header" or verify(data, header, rules.pixel_limit)):
         return StoredImage(data, header.format, width, height, width, height)
+    target = resize_target(width, height, rules)
     # A JPEG may be shrunk while it is decoded, but not below twice the target: from there the mean
     # difference to the area filter on the whole picture is 1 to 2.3 grey levels on photos; from nearer it was 3 to 4.
     shrinks = target is not None and 2 * target[0] <= width and 2 * target[1] <= height
@@ -74,6 +72,20 @@ def normalize(data: bytes, rules: ImageRules) -> StoredImage:
         pixels = resize(pixels, target, rules, enlarges=not _is_bigger(width, height, rules))
     encoded = encode(pixels, rules.encode_format, rules.encode_quality)
     return StoredImage(encoded, rules.encode_format, pixels.shape[1], pixels.shape[0], width, height)
+
+
+def kept_by_header(data: bytes, rules: ImageRules) -> StoredImage | None:
+    """The image as it came, where its header alone says so and no codec has to be asked; else None. Raises ImageError."""
+    header = own_header(data)
+    if header is None or not _stays(header, rules):
+        return None
+    check_size(header, rules.pixel_limit)
+    return StoredImage(data, header.format, header.width, header.height, header.width, header.height)
+
+
+def _stays(header: ImageHeader, rules: ImageRules) -> bool:
+    usable = header.plain and header.orientation == 1 and header.format in STORED_FORMATS
+    return usable and resize_target(header.width, header.height, rules) is None
 
 
 def resize_target(width: int, height: int, rules: ImageRules) -> tuple[int, int] | None:
@@ -125,7 +137,7 @@ def encode(pixels: np.ndarray, format: EncodeFormat, quality: int) -> bytes:
     try:
         done, encoded = cv2.imencode(f".{format}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [option, quality])
     except cv2.error as error:
-        raise ImageError(FailureCode.CORRUPT_IMAGE, f"cannot be encoded as {format}: {error}") from error
+        raise damaged(f"cannot be encoded as {format}", error) from error
     if not done:
         raise ImageError(FailureCode.CORRUPT_IMAGE, f"cannot be encoded as {format}: {pixels.shape[1]} x {pixels.shape[0]} pixels")
     return encoded.tobytes()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,3 +202,47 @@ class OpenClipModel:
                 yield
         finally:
             torch.set_num_threads(before)
+
+
+def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Whether the weights of a spec are at hand, loading none: (ok, warning or problem; what was found; what to do).
+
+    Raises RecipeError where the spec is wrong or names a local file that does not exist.
+    """
+    _check(spec)
+    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
+        return "problem", "open_clip or torch is not installed", "install pairmill[clip]"
+    path = _local_path(spec)
+    if path is not None:
+        files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+        return "ok", f"{path}: {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB", ""
+    from open_clip import pretrained
+
+    name, tag = str(spec.get("name", "")), str(spec.get("weights", ""))
+    known = pretrained.get_pretrained_cfg(name, tag)
+    if not known:
+        tags = pretrained.list_pretrained_tags_by_model(name)
+        told = f"open_clip knows no weights {tag!r} of {name!r}{nearest(tag, tags)}"
+        do = f"take one of {', '.join(tags[:8])}" if tags else "take another name (open_clip.list_models() has all)"
+        return "problem", told, f"{do}, or name a local file"
+    cached = _cached_weights(known, spec.get("cache_dir"))
+    if cached is not None:
+        return "ok", f"{name}, {tag}: cached in {cached}", ""
+    told = f"{name}, {tag}: not cached; fetched when the stage starts"
+    return "warning", told, "without a network set `weights` of this model to a local file"
+
+
+def _cached_weights(known: Mapping[str, Any], cache_dir: str | None) -> Path | None:
+    """Where open_clip would find these weights without a network; the places are those of open_clip.pretrained (3.3)."""
+    hub, _, named = str(known.get("hf_hub", "")).rpartition("/")
+    if hub and importlib.util.find_spec("huggingface_hub") is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        for file in (named,) if named else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+            found = try_to_load_from_cache(hub, file, cache_dir=cache_dir)
+            if isinstance(found, str):
+                return Path(found)
+    if known.get("url"):
+        path = Path(cache_dir or Path.home() / ".cache" / "clip", str(known["url"]).rsplit("/", 1)[-1])
+        return path if path.is_file() else None
+    return None

@@ -15,7 +15,11 @@ from pipeline.errors import Fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
 from pipeline.stage import Job
+from pipeline.storage import ObjectPath, Place, place_of
 from stages.pretrain.config import FREE_ON_RESUME, TrainConfig
+from stages.shards.local import local_dataset, local_root, upload_folder
+
+_UPLOADED = ["config.json", "inputs.txt", "metrics.jsonl", "export"]
 
 
 class PretrainParams(TrainConfig):
@@ -29,26 +33,31 @@ class Pretrain(Job):
 
     Writes `pretrain/<name>/`: config.json, metrics.jsonl, checkpoints/, export/. A training that already ended on the
     same dataset with the same options is not repeated; an interrupted one goes on from its last checkpoint.
+    Where the run lies in object storage it trains on a local copy of the shards and uploads all but the checkpoints at its end: an interrupted
+    one goes on only on the machine where it began.
     """
 
     name = "pretrain"
     Params = PretrainParams  # type: ignore[assignment]
 
-    def folder(self, run: RunView) -> Path:
+    def folder(self, run: RunView) -> Place:
         return run.root / "pretrain" / self.instance
 
+    def dataset(self, run: RunView) -> Place:
+        return place_of(self.params.dataset or run.dataset)
+
     def config(self, run: RunView) -> TrainConfig:
-        values = self.params.model_dump()
-        values["dataset"] = values["dataset"] or str(run.dataset)
-        return TrainConfig(**values)
+        return TrainConfig(**{**self.params.model_dump(), "dataset": str(local_dataset(self.dataset(run)))})
 
     def inputs(self, run: RunView) -> str:
         """Digest of all that decides what is learned: options and the dataset's manifest."""
         options = {k: v for k, v in self.params.model_dump(mode="json").items() if k not in FREE_ON_RESUME}
-        manifest = Path(self.config(run).dataset) / "manifest.json"
-        if not manifest.is_file():
-            raise Fatal(f"{self.instance}: {manifest} is missing; put write_shards before it")
-        return digest_of("pretrain", self.version, options, hashlib.sha256(manifest.read_bytes()).hexdigest())
+        manifest = self.dataset(run) / "manifest.json"
+        try:
+            content = manifest.read_bytes()
+        except FileNotFoundError:
+            raise Fatal(f"{self.instance}: {manifest} is missing; put write_shards before it") from None
+        return digest_of("pretrain", self.version, options, hashlib.sha256(content).hexdigest())
 
     def tasks(self, run: RunView) -> list[Any]:
         done = read_json(self.folder(run) / "result.json")
@@ -58,7 +67,8 @@ class Pretrain(Job):
         from stages.pretrain.errors import TrainError
         from stages.pretrain.trainer import train
 
-        folder = self.folder(run)
+        base, target = local_root(run.root), self.folder(run)
+        folder = base / "pretrain" / self.instance
         begun = folder / "inputs.txt"
         if folder.exists() and (not begun.exists() or begun.read_text() != task):
             shutil.rmtree(folder)  # checkpoints of another dataset or other options
@@ -75,10 +85,12 @@ class Pretrain(Job):
             "loss": round(result.loss, 4),
             "samples_per_s": round(result.samples_per_s, 1),
             "seconds": round(result.seconds, 1),
-            "export": str(Path(result.export).relative_to(run.root) if Path(result.export).is_relative_to(run.root) else result.export),
+            "export": str(Path(result.export).relative_to(base) if Path(result.export).is_relative_to(base) else result.export),
             "weights_digest": result.weights_digest,
         }
-        commit_bytes(folder / "result.json", json.dumps(summary, indent=1).encode(), run.store.guard)
+        if isinstance(target, ObjectPath):
+            upload_folder(folder, target, _UPLOADED, run.store.guard)
+        commit_bytes(target / "result.json", json.dumps(summary, indent=1).encode(), run.store.guard)
         return summary
 
     def finish(self, run: RunView, results: list[Any]) -> dict[str, Any]:
@@ -86,7 +98,7 @@ class Pretrain(Job):
         return {key: value for key, value in summary.items() if key != "inputs"}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """A JSON file's mapping, or an empty one where there is no file."""
     try:
         return json.loads(path.read_bytes())

@@ -91,8 +91,9 @@ def check_sums(run: RunView, waterfall: Waterfall) -> None:
 def _add_shards(run: RunView, waterfall: Waterfall) -> None:
     """The shard writer's own step, where `dataset/` holds this state of the run."""
     try:
-        manifest = Manifest.load(run.dataset / MANIFEST)
-    except ManifestError:
+        path = run.dataset / MANIFEST
+        manifest = Manifest.parse(path.read_bytes(), str(path))
+    except (FileNotFoundError, ManifestError):
         if any(job.name == "write_shards" for job in run.chain.recipe.jobs):
             waterfall.note = "The shards are not written yet, or not to their end: dataset/manifest.json is missing."
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -12,11 +11,12 @@ from pipeline.errors import Fatal
 from pipeline.files import commit_bytes
 from pipeline.run_view import RunView
 from pipeline.stage import Job, Params
+from pipeline.storage import Place, place_of
 from pipeline.store import VERDICTS
 from stages.report import facts
 from stages.report.collect import Collector, Limits
 from stages.report.page import Facts, Page, default_path, thumbnails_for
-from stages.report.training import make_evaluations, make_trainings
+from stages.report.training import files_of, make_evaluations, make_trainings
 
 MAX_PAGE_BYTES = 20_000_000
 _AMOUNTS = ("kept", "per_reason", "nearest", "image_bytes")  # halved until the page is small enough
@@ -45,19 +45,15 @@ class Report(Job):
     def finish(self, run: RunView, results: list[Any]) -> dict[str, Any]:
         """Write the page, unless the one that is there tells of this very state of the run."""
         path = default_path(run.root, share=False)
-        try:
-            with open(path, "rb") as file:
-                current = f'content="{inputs_of(run, self.params)}"'.encode() in file.read(2_000)
-        except FileNotFoundError:
-            current = False
+        current = path.is_file() and f'content="{inputs_of(run, self.params)}"'.encode() in path.read_bytes()[:2_000]
         return {"report": str(path), "bytes": path.stat().st_size} if current else write_report(run, self.params)
 
 
 def inputs_of(run: RunView, params: ReportParams) -> str:
     """Digest of what a page is made of: the run's values and verdicts, its recipe, its dataset, trainings and evaluations."""
-    names = ("dataset/manifest.json", "pretrain/*/result.json", "evaluate/*.json")
-    roots = [run.root, *map(Path, params.compare.values())]
-    files = [piece for root in roots for name in names for path in sorted(root.glob(name)) for piece in (path.name, path.read_bytes())]
+    names = ("dataset/manifest.json", "result.json", "evaluate/*.json")
+    roots = [run.root, *map(place_of, params.compare.values())]
+    files = [piece for root in roots for name in names for path in files_of(root, name) for piece in (path.name, path.read_bytes())]
     return digest_of("report", Report.version, params.model_dump(mode="json"), run.state_digest(), run.chain.recipe.resolved, *files)
 
 
@@ -66,7 +62,7 @@ def params_of(run: RunView) -> ReportParams:
     return next((job.params for job in run.chain.recipe.jobs if isinstance(job, Report)), ReportParams())
 
 
-def write_report(run: RunView, params: ReportParams | None = None, share: bool = False, out: Path | None = None) -> dict[str, Any]:
+def write_report(run: RunView, params: ReportParams | None = None, share: bool = False, out: Place | None = None) -> dict[str, Any]:
     """Write the page; returns its path, size and what it holds. `share`: without images and URLs. `out` may be a folder.
 
     Raises Fatal where the run is not finished, or the page's numbers are not those of the run."""
@@ -94,7 +90,7 @@ def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "")
     collector = Collector(run, limits)
     found = collector.collect()
     waterfall = facts.make_waterfall(run, found)
-    roots = {"this run": run.root} | {name: Path(folder) for name, folder in params.compare.items()}
+    roots = {"this run": run.root} | {name: place_of(folder) for name, folder in params.compare.items()}
     told = Facts(waterfall, facts.make_costs(run, waterfall), facts.make_models(run), facts.make_versions(run))
     told.trainings, told.evaluations = make_trainings(roots), make_evaluations(roots)
     if params.truth:

@@ -7,7 +7,6 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.run_view import RunView
+from pipeline.storage import Place
 from stages.report import charts
 from stages.report.captions import Kind
 from stages.report.cards import Card, CardMaker
@@ -206,6 +206,6 @@ def thumbnails_for(run: RunView, writer: str, budget: int) -> Thumbnails | None:
     return Thumbnails(run, writer, budget) if writer else None
 
 
-def default_path(root: Path, share: bool) -> Path:
+def default_path(root: Place, share: bool) -> Place:
     """Where a report goes: one to share never replaces the whole one."""
     return root / ("report-share.html" if share else "report.html")

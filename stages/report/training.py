@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from pipeline.storage import Place
 
 
 @dataclass
@@ -26,12 +27,20 @@ class Evaluation:
     results: dict[str, float]
 
 
-def make_trainings(roots: dict[str, Path]) -> list[Training]:
+def files_of(root: Place, name: str) -> list[Place]:
+    """Files of a run by their pattern; a name without a folder is that of a file in each `pretrain/<job>/`."""
+    if "/" in name:
+        return sorted(root.glob(name), key=str)
+    folder = root / "pretrain"
+    return sorted((path for path in folder.rglob(name) if path.parent.parent == folder), key=str)
+
+
+def make_trainings(roots: dict[str, Place]) -> list[Training]:
     """Trainings of run folders (label -> folder), from their logs."""
     found = []
     for label, root in roots.items():
-        for log in sorted(root.glob("pretrain/*/metrics.jsonl")):
-            lines = [line for raw in log.read_text(encoding="utf-8", errors="replace").splitlines() if (line := _line(raw))]
+        for log in files_of(root, "metrics.jsonl"):
+            lines = [line for raw in log.read_bytes().decode("utf-8", "replace").splitlines() if (line := _line(raw))]
             result = _read_json(log.parent / "result.json")
             found.append(Training(label, log.parent.name, [line["step"] for line in lines], [line["loss"] for line in lines], result))
     return found
@@ -45,11 +54,11 @@ def _line(raw: str) -> dict[str, float] | None:
     return line if isinstance(line, dict) and all(isinstance(line.get(key), int | float) for key in ("step", "loss")) else None
 
 
-def make_evaluations(roots: dict[str, Path]) -> list[Evaluation]:
+def make_evaluations(roots: dict[str, Place]) -> list[Evaluation]:
     """Evaluations of run folders: numbers by name, those of nested results as 'group: name'."""
     found = []
     for label, root in roots.items():
-        for path in sorted(root.glob("evaluate/*.json")):
+        for path in files_of(root, "evaluate/*.json"):
             data = _read_json(path)
             flat = {key: value for key, value in data.items() if _number(value)}
             for group, inner in data.items():
@@ -62,7 +71,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Place) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

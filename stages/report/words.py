@@ -41,6 +41,10 @@ REASONS: dict[str, str] = {
 
 FAILURES: dict[str, str] = {
     "bad_row": "The line of the input is no row: no URL, or one that cannot be read.",
+    "missing_image": "There is a text and no image to it.",
+    "unreadable": "The file cannot be read to its end.",
+    "unsafe_path": "The name leads out of the folder or archive and was not followed.",
+    "bad_response": "The server's answer breaks the rules of HTTP.",
     "dns": "The host's name does not exist any more.",
     "connect": "The host did not answer.",
     "tls": "The secure connection could not be made.",
@@ -57,6 +61,9 @@ FAILURES: dict[str, str] = {
     "blocked_address": "The address leads into a private network and was not asked.",
     "hash_mismatch": "The image is not the one that the input names: its digest differs.",
     "corrupt_image": "The file is damaged and cannot be decoded whole.",
+    "decoder_crashed": "Decoding the image crashed; the program that decodes stands apart, so that only this row was lost.",
+    "decoder_hung": "Decoding the image took too long.",
+    "decoder_memory": "Decoding the image took too much memory.",
     "pixel_limit": "The image has more pixels than the recipe allows.",
     "unsupported_format": "The file has a format that is not read.",
     "model_error": "The model failed on this row.",

@@ -52,7 +52,8 @@ def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings
             ref = Ref(node.index, column, resolved)
             full, last = chain.full_name(ref), chain.find_column(column) == ref
             stores = node.stage is not None and node.stage.writes_blobs
-            if column in left_out or full in left_out or full == "source.sample_id" or (stores and column in LOCATION_COLUMNS):
+            place = column in LOCATION_COLUMNS and (stores or node.index == 0)
+            if column in left_out or full in left_out or full == "source.sample_id" or place:
                 continue
             if column in _GATHERED and (not last or column == "texts"):
                 continue

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.digests import digest_of, hash_column
-from pipeline.files import commit_bytes
+from pipeline.files import commit_bytes, read_metadata
+from pipeline.storage import Place
 from schemas.dataset import FOOTER_KEY
 
 _ROWS_PER_GROUP = 1000  # a reader of a few rows decodes little
@@ -41,16 +41,16 @@ class Footer:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
 
-def read_footer(path: Path) -> Footer | None:
+def read_footer(path: Place) -> Footer | None:
     """Footer of a file of the dataset; None where it is missing, damaged or not pairmill's."""
     try:
-        raw = (pq.read_metadata(path).metadata or {}).get(FOOTER_KEY)
+        raw = (read_metadata(path).metadata or {}).get(FOOTER_KEY)
         return None if raw is None else Footer(**json.loads(raw))
     except (OSError, pa.ArrowInvalid, TypeError, ValueError):
         return None
 
 
-def read_footers(paths: list[Path], threads: int = 16) -> dict[Path, Footer]:
+def read_footers(paths: Sequence[Place], threads: int = 16) -> dict[Place, Footer]:
     """Footers of many files, read with many threads; files without one are left out."""
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(read_footer, paths)
@@ -74,13 +74,13 @@ def parquet(table: pa.Table, footer: Footer | None, compression: str = "zstd") -
     return memoryview(sink.getvalue())
 
 
-def commit_parquet(path: Path, table: pa.Table, footer: Footer | None, guard: Callable[[], None], compression: str = "zstd") -> str:
+def commit_parquet(path: Place, table: pa.Table, footer: Footer | None, guard: Callable[[], None], compression: str = "zstd") -> str:
     """Commit a Parquet file; returns its SHA-256 in hex."""
     data = parquet(table, footer, compression)
     commit_bytes(path, data, guard)
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def file_sha256(path: Place) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import Fatal
-from pipeline.files import commit_bytes, commit_file, temporary_name
+from pipeline.files import as_write_error, commit_bytes, commit_file, temporary_name
 from pipeline.run_view import RunView
+from pipeline.storage import Place
 from pipeline.store import storage_field
 from pipeline.view import flat
 from schemas.dataset import PLACE_COLUMNS
@@ -22,7 +22,7 @@ from stages.shards import files, plan
 from stages.shards.columns import Layout
 from stages.shards.files import EMBEDDINGS, INDEX, TAR, Footer
 from stages.shards.rows import PartReader, caption_of, keys_of, records, texts_of
-from stages.shards.tars import BlobReader, TarWriter
+from stages.shards.tars import TarWriter, blob_reader
 
 _SHARD_COLUMNS = ("sample_id", "image_sha256", "tar", "offset", "size", "format")
 
@@ -83,14 +83,14 @@ class GroupRecord:
     own: dict[str, int] = field(default_factory=dict)  # 'dropped:duplicate_row' -> rows, rejected by the shard writer itself
 
     @staticmethod
-    def path(folder: Path, group: int) -> Path:
+    def path(folder: Place, group: int) -> Place:
         return folder / f"group-{group:05d}.json"
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def load(cls, folder: Path, group: int) -> GroupRecord | None:
+    def load(cls, folder: Place, group: int) -> GroupRecord | None:
         """None where the group has not been written (or by another version)."""
         try:
             data: dict[str, Any] = json.loads(cls.path(folder, group).read_text())
@@ -104,10 +104,10 @@ class GroupRecord:
 class GroupWriter:
     """Writes one group into `made`."""
 
-    def __init__(self, run: RunView, layout: Layout, rules: CutRules, made: Path, task: GroupTask):
+    def __init__(self, run: RunView, layout: Layout, rules: CutRules, made: Place, task: GroupTask):
         self.run, self.layout, self.rules, self.made, self.task = run, layout, rules, made, task
         self.reader = PartReader(run)
-        self.blobs = BlobReader(run.blob_path("", layout.images))
+        self.blobs = blob_reader(run.store.blobs(layout.images))
         self.record = GroupRecord(task.group, list(task.parts), task.inputs)
         self.shard_columns = {
             **{f"#{name}": f"{layout.images}.{name}" for name in _SHARD_COLUMNS[1:]},
@@ -213,16 +213,15 @@ class GroupWriter:
         inputs = files.inputs_digest("index", self.task.group, content)
         stem = self._found(inputs)
         if stem is None:
-            stem = self.made / inputs
-            footer = self._write_shard(stem, inputs, gathered, index, vectors)
+            footer, index_sha256 = self._write_shard(self.made / inputs, inputs, gathered, index, vectors)
         else:
             footer = files.read_footer(stem.with_name(stem.name + INDEX)) or Footer("index", inputs, self.task.group)
-        index_sha256 = files.file_sha256(stem.with_name(stem.name + INDEX))
+            index_sha256 = files.file_sha256(stem.with_name(stem.name + INDEX))
         self.record.shards.append(
             ShardRecord(split, inputs, len(rows), footer.tar_bytes, footer.tar_sha256, index_sha256, footer.embeddings_sha256)
         )
 
-    def _found(self, inputs: str) -> Path | None:
+    def _found(self, inputs: str) -> Place | None:
         """Where a whole shard made of these inputs lies: in the dataset, or waiting for its place in it."""
         if inputs in self.task.published:
             return self.run.dataset / self.task.published[inputs]
@@ -248,34 +247,35 @@ class GroupWriter:
                 fields.append(storage_field(name, self.run.chain.type_of(self.run.chain.find_column(full)), column))
         return pa.table(columns, pa.schema(fields)) if len(columns) > 1 else None
 
-    def _write_shard(self, stem: Path, inputs: str, gathered: pa.Table, index: pa.Table, vectors: pa.Table | None) -> Footer:
-        """Tar, embeddings, and last the index: its name is the commit of the shard."""
+    def _write_shard(self, stem: Place, inputs: str, gathered: pa.Table, index: pa.Table, vectors: pa.Table | None) -> tuple[Footer, str]:
+        """Tar, embeddings, and last the index: its name is the commit of the shard. Returns the index's footer and SHA-256."""
         guard = self.run.store.guard
         offsets, tar_bytes, tar_sha256 = self._write_tar(stem.with_name(stem.name + TAR), gathered, index)
         embeddings = "" if vectors is None else files.commit_parquet(stem.with_name(stem.name + EMBEDDINGS), vectors, None, guard, "none")
         footer = Footer("index", inputs, self.task.group, tar_bytes, tar_sha256, embeddings)
-        files.commit_parquet(stem.with_name(stem.name + INDEX), index.add_column(1, "offset", pa.array(offsets, pa.int64())), footer, guard)
-        return footer
+        whole = index.add_column(1, "offset", pa.array(offsets, pa.int64()))
+        return footer, files.commit_parquet(stem.with_name(stem.name + INDEX), whole, footer, guard)
 
-    def _write_tar(self, path: Path, gathered: pa.Table, index: pa.Table) -> tuple[list[int], int, str]:
+    def _write_tar(self, path: Place, gathered: pa.Table, index: pa.Table) -> tuple[list[int], int, str]:
         temporary = temporary_name(path)
+        blobs = list(zip(*(gathered[f"#{name}"].to_pylist() for name in ("tar", "offset", "size")), strict=True))
+        self.blobs.expect(blobs)
         writer = TarWriter(temporary, self.blobs)
         try:
             samples = zip(
-                index["key"].to_pylist(), index["ext"].to_pylist(), index["caption"].to_pylist(), gathered["#tar"].to_pylist(),
-                gathered["#offset"].to_pylist(), gathered["#size"].to_pylist(), gathered["#image_sha256"].to_pylist(),
+                index["key"].to_pylist(), index["ext"].to_pylist(), index["caption"].to_pylist(), blobs, gathered["#image_sha256"].to_pylist(),
                 records(index.drop_columns([name for name in PLACE_COLUMNS if name in index.column_names])), strict=True,
             )  # fmt: skip
             offsets = [
-                writer.add(key, ext, (tar, offset, size), sha256, caption.encode(), record)
-                for key, ext, caption, tar, offset, size, sha256, record in samples
+                writer.add(key, ext, blob, sha256, caption.encode(), record)
+                for key, ext, caption, blob, sha256, record in samples
             ]
             tar_bytes, tar_sha256 = writer.close()
             commit_file(temporary, path, self.run.store.guard)
         except BaseException as error:
             writer.release()
             temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(path)
+            if isinstance(error, OSError):
+                raise as_write_error(error, path) from error
             raise
         return offsets, tar_bytes, tar_sha256

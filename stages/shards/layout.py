@@ -9,17 +9,19 @@ rename and done again after a kill: within a list no name is both left and taken
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import Fatal
-from pipeline.files import commit_bytes, sync_folder
+from pipeline.files import commit_bytes, move, remove_files, sizes, sync_folder
+from pipeline.storage import ObjectPath, Place
 from schemas.dataset import MANIFEST
 from stages.shards.files import EMBEDDINGS, INDEX, TAR, Footer, read_footers
 
+_COPIES = 8  # server-side copies under way at a time
 _OURS = re.compile(r"(shards/.+-\d{5,}(\.embeddings)?\.(tar|parquet)|rejected/part-\d{5,}\.parquet)")
 
 
@@ -48,7 +50,7 @@ def shard_suffixes(footer: Footer) -> tuple[str, ...]:
 class Layout:
     """The dataset folder and the folder where files are made."""
 
-    def __init__(self, dataset: Path, made: Path, guard: Callable[[], None]):
+    def __init__(self, dataset: Place, made: Place, guard: Callable[[], None]):
         self.dataset = dataset
         self.made = made
         self.guard = guard
@@ -56,16 +58,19 @@ class Layout:
 
     def recover(self) -> None:
         """Go on with the renames of a run that was killed among them."""
-        if self.journal.exists():
-            self._rename(json.loads(self.journal.read_text()))
-            self.journal.unlink()
+        try:
+            renames = json.loads(self.journal.read_text())
+        except FileNotFoundError:
+            return
+        self._rename(renames)
+        self.journal.unlink()
 
     def published(self) -> dict[str, Footer]:
         """Stem -> footer of every whole unit of the dataset (a shard whose tar is missing or cut is none)."""
-        paths = [*self.dataset.glob("shards/*.parquet"), *self.dataset.glob("rejected/*.parquet")]
-        footers = read_footers([path for path in paths if not path.name.endswith(EMBEDDINGS)])
-        whole = {path: footer for path, footer in footers.items() if is_whole(path.with_suffix(""), footer)}
-        return {path.relative_to(self.dataset).with_suffix("").as_posix(): footer for path, footer in whole.items()}
+        there = sizes(self.dataset, "shards/*") | sizes(self.dataset, "rejected/*")
+        stems = {self.dataset / name: name.removesuffix(INDEX) for name in there if name.endswith(INDEX) and not name.endswith(EMBEDDINGS)}
+        footers = read_footers(list(stems))
+        return {stems[path]: footer for path, footer in footers.items() if is_whole(stems[path], footer, there)}
 
     def publish(self, units: list[Unit], files: dict[str, bytes], manifest: bytes) -> int:
         """Bring the dataset to `units`, small `files` and `manifest`, written last. Returns how many units moved."""
@@ -105,48 +110,40 @@ class Layout:
             self._rename(renames)
         self.journal.unlink(missing_ok=True)
 
-    def _rename(self, renames: Iterable[list[str]]) -> None:
+    def _rename(self, renames: Sequence[list[str]]) -> None:
+        """In object storage a rename is a copy by the server, and several are under way at a time."""
         roots = {"dataset": self.dataset, "made": self.made}
-        folders = {self.made}
-        for from_root, source, to_root, target in renames:
+
+        def rename(entry: list[str]) -> Place:
+            from_root, source, to_root, target = entry
             path = roots[to_root] / target
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folders.add(path.parent)
-            try:
-                os.rename(roots[from_root] / source, path)
-            except FileNotFoundError:  # done before the kill
-                continue
+            with suppress(FileNotFoundError):  # done before the kill
+                move(roots[from_root] / source, path)
+            return path.parent
+
+        with ThreadPoolExecutor(_COPIES if isinstance(self.made, ObjectPath) else 1) as pool:
+            folders = {self.made, *pool.map(rename, renames)}
         for folder in folders:
             sync_folder(folder)
 
     def _sweep(self, listed: set[str]) -> None:
         """Remove files under names that pairmill gives which the dataset no longer has; others' files are left alone."""
-        for folder in ("shards", "rejected"):
-            for path in (self.dataset / folder).glob("*"):
-                name = path.relative_to(self.dataset).as_posix()
-                if name not in listed and _OURS.fullmatch(name):
-                    path.unlink()
+        there = sizes(self.dataset, "shards/*") | sizes(self.dataset, "rejected/*")
+        remove_files([self.dataset / name for name in there if name not in listed and _OURS.fullmatch(name)])
 
     def sweep_made(self, keep: set[str]) -> None:
         """Remove what was made for datasets that were never published."""
-        for path in self.made.glob("*"):
-            if path.name not in keep and path.is_file():
-                path.unlink()
+        remove_files([self.made / name for name in sizes(self.made, "*") if name not in keep])
 
 
-def is_whole(stem: Path, footer: Footer) -> bool:
-    """Whether the files that the index at `stem` was made with are there, the tar in its full length."""
+def is_whole(stem: str, footer: Footer, there: dict[str, int]) -> bool:
+    """Whether the files that the index `stem` was made with are among those that are there (name -> bytes), the tar in its full length."""
     if footer.kind != "index":
         return True
-    try:
-        return stem.with_name(stem.name + TAR).stat().st_size == footer.tar_bytes and (
-            not footer.embeddings_sha256 or stem.with_name(stem.name + EMBEDDINGS).exists()
-        )
-    except FileNotFoundError:
-        return False
+    return there.get(stem + TAR) == footer.tar_bytes and (not footer.embeddings_sha256 or stem + EMBEDDINGS in there)
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _holds(path: Place, data: bytes) -> bool:
     try:
         return path.read_bytes() == data
     except FileNotFoundError:

@@ -32,9 +32,12 @@ def counts_of(run: RunView, own: Counter[str], job: str, kept: int) -> dict[str,
 
 
 def images_checked(run: RunView, stage: str) -> str:
-    """'decoded' when the stage that stores the images decoded each whole, else 'header'."""
+    """'decoded' when the stage that stores the images, or one that drops what it cannot decode, read each whole; else 'header'."""
     storing = run.chain.node(stage).stage
-    return "decoded" if storing is not None and getattr(storing.params, "check", "") == "decode" else "header"
+    if storing is not None and getattr(storing.params, "check", "") == "decode":
+        return "decoded"
+    stages = [node.stage for node in run.chain.nodes if node.stage is not None]
+    return "decoded" if any(one.decodes_images and one.on_failure == "drop" for one in stages) else "header"
 
 
 def models_of(run: RunView) -> dict[str, dict[str, Any]]:

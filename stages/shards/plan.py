@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.digests import hash_column, seeded_fraction
+from pipeline.files import scratch_in
 from pipeline.run_view import RunView
 from stages.shards.columns import Layout
 from stages.shards.rows import PartReader
@@ -50,8 +51,7 @@ def cut_groups(parts: int, per_group: int, seed: int | None) -> list[tuple[int, 
 
 def find_exceptions(run: RunView, layout: Layout, with_labels: bool) -> Exceptions:
     """One pass over the kept rows' ids (and components, where splits need them), out of core in DuckDB."""
-    scratch = run.root / "jobs"
-    scratch.mkdir(exist_ok=True)
+    scratch = scratch_in(run.root / "jobs")
     with duckdb.connect(config={"temp_directory": str(scratch / ".tmp-duckdb"), "threads": 2, "preserve_insertion_order": False}) as con:
         con.register("incoming", pa.RecordBatchReader.from_batches(_KEPT, _kept_rows(run, layout)))
         con.execute("CREATE TABLE kept AS SELECT * FROM incoming")

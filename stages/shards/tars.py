@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,35 @@ from typing import Any
 
 from pipeline.blobs import TAR_END, padding, tar_header
 from pipeline.errors import Fatal
+from pipeline.files import write_all
+from pipeline.storage import ObjectPath, Place
 
 _CHUNK = 1 << 20
 _CHUNKS = 4  # being filled and written, being hashed, waiting
 _OPEN_TARS = 64
 
 
+BlobPlace = tuple[str, int, int]  # tar, offset, size
+
+
 class BlobReader:
     """Opens stored tars of a folder by name; keeps the last ones open."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder: Place = folder
         self._open: OrderedDict[str, int] = OrderedDict()
 
-    def descriptor(self, tar: str) -> int:
-        """Raises Fatal where the tar is gone: that is no fault of the row."""
+    def expect(self, blobs: Sequence[BlobPlace]) -> None:
+        """Images that will be read, in their order: for readers that fetch ahead."""
+
+    def read_into(self, blob: BlobPlace, done: int, target: memoryview) -> int:
+        """Fill `target` from byte `done` of an image; returns how many bytes there were (0: the tar ends). Raises Fatal where the tar is gone."""
+        return os.preadv(self._descriptor(blob[0]), [target], blob[1] + done)
+
+    def _descriptor(self, tar: str) -> int:
         if tar not in self._open:
             try:
-                self._open[tar] = os.open(self.folder / tar, os.O_RDONLY)
+                self._open[tar] = os.open(f"{self.folder}/{tar}", os.O_RDONLY)
             except FileNotFoundError:
                 raise Fatal(f"{self.folder / tar}: this tar of stored images is gone; restore it, or run again in a new folder") from None
             if len(self._open) > _OPEN_TARS:
@@ -41,6 +53,32 @@ class BlobReader:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+class ObjectBlobReader(BlobReader):
+    """Stored images in object storage: neighbours are fetched together, a window ahead of what is being written."""
+
+    def __init__(self, folder: ObjectPath) -> None:
+        self.folder = folder
+        self._open = OrderedDict()
+        self._current: tuple[BlobPlace, bytes] | None = None
+
+    def expect(self, blobs: Sequence[BlobPlace]) -> None:
+        from pipeline.image_windows import ImageWindows
+
+        assert isinstance(self.folder, ObjectPath)
+        self._windows = ImageWindows(self.folder, blobs)
+
+    def read_into(self, blob: BlobPlace, done: int, target: memoryview) -> int:
+        if self._current is None or self._current[0] != blob:
+            self._current = (blob, self._windows.image(blob).read())
+        piece = self._current[1][done : done + len(target)]
+        target[: len(piece)] = piece
+        return len(piece)
+
+
+def blob_reader(folder: Place) -> BlobReader:
+    return ObjectBlobReader(folder) if isinstance(folder, ObjectPath) else BlobReader(folder)
 
 
 @dataclass
@@ -94,12 +132,11 @@ class TarWriter:
                 self._flush()
 
     def _copy(self, tar: str, offset: int, size: int, expected: bytes, key: str) -> None:
-        descriptor = self._blobs.descriptor(tar)
         left = size
         while left:
             want = min(left, _CHUNK - self._fill)
             target = memoryview(self._chunks[self._at])[self._fill : self._fill + want]
-            got = os.preadv(descriptor, [target], offset + size - left)
+            got = self._blobs.read_into((tar, offset, size), size - left, target)
             if got == 0:
                 place = f"{self._blobs.folder / tar}: {size - left} of {size} bytes at {offset} (sample {key})"
                 raise Fatal(f"{place}: the tar was cut after it was committed; restore it, or run again in a new folder")
@@ -112,7 +149,7 @@ class TarWriter:
     def _flush(self) -> None:
         chunk = memoryview(self._chunks[self._at])[: self._fill]
         self._busy[self._at] = self._thread.submit(self._hash, chunk, self._pieces)
-        _write_all(self._file, chunk)
+        write_all(self._file, chunk)
         self._written += self._fill
         self._pieces = []
         self._at, self._fill = (self._at + 1) % _CHUNKS, 0
@@ -146,8 +183,3 @@ class TarWriter:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

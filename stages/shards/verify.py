@@ -9,20 +9,22 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.files import parquet_source
+from pipeline.storage import ObjectPath, Place, place_of
 from schemas.dataset import IMAGE_EXTENSIONS, INDEX_COLUMNS, MANIFEST, PLACE_COLUMNS, REJECTED_COLUMNS, SIZES, Manifest, ManifestError, Shard
-from stages.images.decode import decode as decode_image
-from stages.images.header import ImageError, read_header
+from schemas.outcome import Failure
+from stages.images.decoders import DecoderLimits, Decoders, shared_decoders
 from stages.shards.files import file_sha256
 from stages.shards.rows import json_floats, plain_value
 
 _NO_LIMIT = 1 << 62  # pixels: the stage that stored the image has checked its own limit
+_LIMITS = DecoderLimits(timeout_s=60, memory_mb=8192)  # the stage that stored an image may have had others than the default ones
 _BATCH = 256
 
 
@@ -38,22 +40,27 @@ class Problem:
         return f"{self.file}: {self.key + ': ' if self.key else ''}{self.what}"
 
 
-def verify_dataset(folder: Path, decode: bool = True, threads: int = 2) -> list[Problem]:
+def verify_dataset(folder: str | Place, decode: bool = True, threads: int = 2) -> list[Problem]:
     """Everything that is wrong with a dataset folder; an empty list when it is as its manifest says.
 
     decode: also decode every image whole. Memory is bounded by one index and `_BATCH` samples; keys and image digests
     are compared out of core.
     """
-    folder = Path(folder)
+    folder = place_of(folder)
     try:
-        manifest = Manifest.load(folder / MANIFEST)
+        manifest = Manifest.parse((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+    except FileNotFoundError:
+        return [Problem(MANIFEST, "", f"{folder / MANIFEST} does not exist: a dataset without a manifest is not complete; finish its run")]
     except ManifestError as error:
         return [Problem(MANIFEST, "", str(error))]
     listed = manifest.listed()
-    missing = [name for name in listed if not (folder / name).is_file()]
+    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if isinstance(path, ObjectPath) or path.is_file())  # type: ignore[arg-type]
+    names = set(there)
+    missing = [name for name in listed if name not in names]
     problems = [Problem(name, "", "listed in the manifest, but there is no such file") for name in missing]
-    problems += _unlisted(folder, {*listed, MANIFEST})
+    problems += [Problem(name, "", "not listed in the manifest: it does not belong to the dataset") for name in there if name not in {*listed, MANIFEST}]
     present = [name for name in listed if name not in missing]
+    decoders = shared_decoders(_LIMITS) if decode else None
     with ThreadPoolExecutor(threads) as pool:
         for name, digest in zip(present, pool.map(lambda name: file_sha256(folder / name), present), strict=True):
             if digest != listed[name]:
@@ -61,7 +68,7 @@ def verify_dataset(folder: Path, decode: bool = True, threads: int = 2) -> list[
         whole = [shard for shard in manifest.shards() if shard.tar not in missing and shard.index not in missing]
         readable = []
         for shard in whole:
-            found = list(_check_shard(folder, shard, pool if decode else None))
+            found = list(_check_shard(folder, shard, decoders))
             problems += found
             if not any(problem.file == shard.index and not problem.key for problem in found):
                 readable.append(shard)
@@ -70,17 +77,12 @@ def verify_dataset(folder: Path, decode: bool = True, threads: int = 2) -> list[
     return problems
 
 
-def _unlisted(folder: Path, listed: set[str]) -> list[Problem]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [Problem(name, "", "not listed in the manifest: it does not belong to the dataset") for name in names if name not in listed]
-
-
-def _check_shard(folder: Path, shard: Shard, pool: ThreadPoolExecutor | None) -> Iterator[Problem]:
+def _check_shard(folder: Place, shard: Shard, decoders: Decoders | None) -> Iterator[Problem]:
     tar = folder / shard.tar
     if tar.stat().st_size != shard.tar_bytes:
         yield Problem(shard.tar, "", f"{tar.stat().st_size} bytes, the manifest says {shard.tar_bytes}")
     try:
-        index = pq.read_table(folder / shard.index)
+        index = pq.read_table(parquet_source(folder / shard.index))
     except (OSError, pa.ArrowInvalid) as error:
         yield Problem(shard.index, "", f"cannot be read: {error}")
         return
@@ -90,26 +92,26 @@ def _check_shard(folder: Path, shard: Shard, pool: ThreadPoolExecutor | None) ->
         return
     if index.num_rows != shard.samples:
         yield Problem(shard.index, "", f"{index.num_rows} rows, the manifest says {shard.samples} samples")
-    yield from _check_samples(tar, shard, index, pool)
+    yield from _check_samples(tar, shard, index, decoders)
     if shard.embeddings and (folder / shard.embeddings).is_file():
         yield from _check_embeddings(folder / shard.embeddings, shard, index)
 
 
-def _check_samples(tar: Path, shard: Shard, index: pa.Table, pool: ThreadPoolExecutor | None) -> Iterator[Problem]:
+def _check_samples(tar: Place, shard: Shard, index: pa.Table, decoders: Decoders | None) -> Iterator[Problem]:
     """The tar's members against the index, row by row: order, names, places, texts, records, images."""
     ready = pa.table({name: json_floats(index[name].combine_chunks()) for name in index.column_names})
     images: list[tuple[str, str, bytes]] = []
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = iter(archive)
             for row in _rows(ready):
                 yield from _check_sample(archive, members, shard, row, images)
-                if pool is not None and len(images) >= _BATCH:
-                    yield from _undecodable(pool, shard, images)
-                if pool is None:
+                if decoders is not None and len(images) >= _BATCH:
+                    yield from _undecodable(decoders, shard, images)
+                if decoders is None:
                     images.clear()
-            if pool is not None:
-                yield from _undecodable(pool, shard, images)
+            if decoders is not None:
+                yield from _undecodable(decoders, shard, images)
             extra = [member.name for member in members]
             if extra:
                 yield Problem(shard.tar, "", f"{len(extra)} members that the index does not have, the first is {extra[0]}")
@@ -164,26 +166,20 @@ def _check_record(shard: Shard, row: dict[str, Any], record: bytes) -> Iterator[
         yield Problem(shard.tar, row["key"], f"{row['key']}.json differs from the index in: {', '.join(differing) or 'its form'}")
 
 
-def _undecodable(pool: ThreadPoolExecutor, shard: Shard, images: list[tuple[str, str, bytes]]) -> Iterator[Problem]:
-    for (key, _, _), fault in zip(images, pool.map(_image_fault, images), strict=True):
-        if fault:
-            yield Problem(shard.tar, key, fault)
+def _undecodable(decoders: Decoders, shard: Shard, images: list[tuple[str, str, bytes]]) -> Iterator[Problem]:
+    asked = [(key, ext, decoders.check(data, _NO_LIMIT)) for key, ext, data in images]
+    for key, ext, answer in asked:
+        found = answer.result()
+        if isinstance(found, Failure):
+            yield Problem(shard.tar, key, f"the image cannot be decoded: {found.code}: {found.detail}")
+        elif found not in (ext, {"jpg": "jpeg"}.get(found)):
+            yield Problem(shard.tar, key, f"the image is a {found}, its name says {ext}")
     images.clear()
 
 
-def _image_fault(item: tuple[str, str, bytes]) -> str:
-    _, ext, data = item
+def _check_embeddings(path: Place, shard: Shard, index: pa.Table) -> Iterator[Problem]:
     try:
-        header = read_header(data)
-        decode_image(data, header, pixel_limit=_NO_LIMIT)
-    except ImageError as error:
-        return f"the image cannot be decoded: {error.code}: {error.detail}"
-    return "" if header.format in (ext, {"jpg": "jpeg"}.get(ext)) else f"the image is a {header.format}, its name says {ext}"
-
-
-def _check_embeddings(path: Path, shard: Shard, index: pa.Table) -> Iterator[Problem]:
-    try:
-        keys = pq.read_table(path, columns=["key"])["key"]
+        keys = pq.read_table(parquet_source(path), columns=["key"])["key"]
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         yield Problem(shard.embeddings, "", f"cannot be read: {error}")
         return
@@ -191,7 +187,7 @@ def _check_embeddings(path: Path, shard: Shard, index: pa.Table) -> Iterator[Pro
         yield Problem(shard.embeddings, "", "its keys are not those of the index, in the same order")
 
 
-def _across_shards(folder: Path, manifest: Manifest, readable: list[Shard]) -> Iterator[Problem]:
+def _across_shards(folder: Place, manifest: Manifest, readable: list[Shard]) -> Iterator[Problem]:
     """Keys are unique, equal images stand in one split, split counts and sizes.json add up."""
     with duckdb.connect(config={"threads": 2}) as con:
         con.execute("CREATE TABLE samples (tar VARCHAR, split VARCHAR, key VARCHAR, image BLOB)")
@@ -200,7 +196,7 @@ def _across_shards(folder: Path, manifest: Manifest, readable: list[Shard]) -> I
                 yield Problem(MANIFEST, "", f"split {split}: {part.samples} samples, its shards have {sum(shard.samples for shard in part.shards)}")
             for shard in part.shards:
                 if shard in readable:
-                    table = pq.read_table(folder / shard.index)
+                    table = pq.read_table(parquet_source(folder / shard.index))
                     digests = table["image_sha256"].cast(pa.binary()) if "image_sha256" in table.column_names else pa.nulls(table.num_rows, pa.binary())
                     columns = {"tar": [shard.tar] * table.num_rows, "split": [split] * table.num_rows, "key": table["key"], "image": digests}
                     con.register("incoming", pa.table(columns))
@@ -214,12 +210,12 @@ def _across_shards(folder: Path, manifest: Manifest, readable: list[Shard]) -> I
         )
         for key, splits, tar in shared.fetchall():
             yield Problem(tar, key, f"the same image stands in the splits {' and '.join(splits)}")
-    sizes = {Path(shard.tar).name: shard.samples for shard in manifest.shards()}
+    sizes = {shard.tar.rpartition("/")[2]: shard.samples for shard in manifest.shards()}
     if (folder / SIZES).is_file() and _json(folder / SIZES) != sizes:
         yield Problem(SIZES, "", "its counts are not those of the manifest")
 
 
-def _counts(folder: Path, manifest: Manifest, missing: list[str]) -> Iterator[Problem]:
+def _counts(folder: Place, manifest: Manifest, missing: list[str]) -> Iterator[Problem]:
     """Rejected rows by stage and reason against the manifest; rows of the input against both."""
     counts = manifest.counts
     if manifest.samples != counts["kept"]:
@@ -232,7 +228,7 @@ def _counts(folder: Path, manifest: Manifest, missing: list[str]) -> Iterator[Pr
         if entry.path in missing:
             return
         try:
-            table = pq.read_table(folder / entry.path, columns=list(REJECTED_COLUMNS))
+            table = pq.read_table(parquet_source(folder / entry.path), columns=list(REJECTED_COLUMNS))
         except (OSError, pa.ArrowInvalid) as error:
             yield Problem(entry.path, "", f"cannot be read: {error}")
             return
@@ -252,7 +248,7 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _json(path: Path) -> Any:
+def _json(path: Place) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,6 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipeline.errors import RecipeError
+from schemas.columns import CORE_BY_NAME
 
 BLOCK_BYTES: Final = 8 << 20
 BATCH_ROWS: Final = 10_000
@@ -27,6 +28,8 @@ FORMATS: Final = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
 }  # fmt: skip
 COMPRESSIONS: Final = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+# Names that the machine gives a meaning to beside the core columns.
+RESERVED: Final = frozenset({"part", "row", "image", "failure", "failure_detail", "stage", "status", "reason", "detail", "key"})
 TYPES: Final = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
@@ -77,13 +80,8 @@ class TableFile:
 
     def edges_digest(self) -> str:
         """Digest of the first and last 64 KB: a Parquet file's footer lies there, with row counts and statistics."""
-        digest = hashlib.sha256()
-        with self._named_errors(), fsspec.open(self.path, "rb") as file:
-            digest.update(file.read(EDGE_BYTES))
-            if self.size > EDGE_BYTES:
-                file.seek(max(EDGE_BYTES, self.size - EDGE_BYTES))
-                digest.update(file.read(EDGE_BYTES))
-        return digest.hexdigest()[:20]
+        with self._named_errors():
+            return edges_digest(self.path, self.size)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -160,7 +158,7 @@ class TableFile:
                 break
         names = list(dict.fromkeys(name for row in rows for name in row))
         given = {name: TYPES[kind] for name, kind in self.options.get("column_types", {}).items()}
-        return pa.schema([(name, given.get(name) or _json_type([row.get(name) for row in rows])) for name in names])
+        return pa.schema([(name, given.get(name) or json_type([row.get(name) for row in rows])) for name in names])
 
     def _json_lines(self) -> Iterator[dict[str, Any] | Malformed]:
         with self._opened() as file:
@@ -199,7 +197,7 @@ class TableFile:
         for name in columns:
             values = [row.get(name) for row in rows]
             if pa.types.is_string(types[name]):
-                values = [_as_text(value) for value in values]
+                values = [as_text(value) for value in values]
             try:
                 arrays.append(pa.array(values, types[name]))
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
@@ -226,7 +224,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     return column if column.type.equals(kind) else column.cast(kind)
 
 
-def _as_text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """A JSON value as text, with lone surrogates (which no UTF-8 file can hold) replaced."""
     if value is None:
         return None
@@ -244,13 +242,35 @@ def _parse_line(line: bytes) -> dict[str, Any] | Malformed:
     return Malformed(line.decode("utf-8", "replace"), f"a JSON {type(row).__name__}, not an object")
 
 
-def _json_type(values: list[Any]) -> pa.DataType:
+def json_type(values: list[Any]) -> pa.DataType:
     """Arrow type of JSON values; mixed kinds and all-null columns become strings."""
     try:
-        kind = pa.array([_as_text(value) if isinstance(value, str) else value for value in values]).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        kind = pa.array([as_text(value) if isinstance(value, str) else value for value in values]).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError):
         return pa.string()
     return pa.string() if pa.types.is_null(kind) else kind
+
+
+def edges_digest(path: str, size: int) -> str:
+    """Digest of the first and last 64 KB of a file of `size` bytes. Raises what reading raises."""
+    digest = hashlib.sha256()
+    with fsspec.open(path, "rb") as file:
+        digest.update(file.read(EDGE_BYTES))
+        if size > EDGE_BYTES:
+            file.seek(max(EDGE_BYTES, size - EDGE_BYTES))
+            digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()[:20]
+
+
+def carried_names(columns: Iterable[str]) -> dict[str, str]:
+    """Column of the input -> its name in the run: its own, or with the prefix 'input_' where pairmill has that name."""
+    named: dict[str, str] = {}
+    for name in columns:
+        plain = name.replace(".", "_").replace("|", "_").replace("?", "_")
+        while plain in CORE_BY_NAME or plain in RESERVED or plain in named.values():
+            plain = f"input_{plain}"
+        named[name] = plain
+    return named
 
 
 def split_name(path: str) -> tuple[str, str | None]:
@@ -271,7 +291,7 @@ def find_files(patterns: list[str], format_name: str | None, options: Mapping[st
     """
     files = []
     for pattern in patterns:
-        for path, size in _expand(pattern):
+        for path, size in expand(pattern, "input.table", lambda path: bool(split_name(path)[0])):
             kind, compression = split_name(path)
             if not (format_name or kind):
                 known = ", ".join(sorted(FORMATS))
@@ -282,21 +302,25 @@ def find_files(patterns: list[str], format_name: str | None, options: Mapping[st
     return files
 
 
-def _expand(pattern: str) -> list[tuple[str, int]]:
+def expand(pattern: str, option: str, accepts: Callable[[str], bool]) -> list[tuple[str, int]]:
+    """(path, bytes) of the files that a path, glob or folder names, by name; of a folder those that `accepts`.
+
+    Raises RecipeError that names the option where there is none.
+    """
     try:
         filesystem, inner = fsspec.core.url_to_fs(pattern)
         if any(sign in inner for sign in "*?[") and not filesystem.exists(inner):
             found = sorted(path for path in filesystem.glob(inner) if filesystem.isfile(path))
         elif filesystem.isdir(inner):
-            found = sorted(path for path in filesystem.find(inner) if split_name(path)[0])
+            found = sorted(path for path in filesystem.find(inner) if accepts(path))
         else:
             found = [inner] if filesystem.exists(inner) else []
         sizes = [int(filesystem.size(path) or 0) for path in found]
     except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(f"input.table: {pattern}: {error}") from error
+        raise RecipeError(f"{option}: {pattern}: {error}") from error
     if not found:
         raise RecipeError(
-            f"input.table: no file matches {pattern!r}; give a path, a glob such as 'data/*.parquet', or a list of them"
+            f"{option}: no file matches {pattern!r}; give a path, a glob such as 'data/*', or a list of them"
         )
     return [
         (filesystem.unstrip_protocol(path) if "://" in pattern else path, size)

@@ -14,15 +14,9 @@ from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.registry import nearest
 from pipeline.stage import Source
-from schemas.columns import CORE_BY_NAME
 from schemas.outcome import FailureCode, cap_detail
 from schemas.sample import SOURCE_COLUMNS, cap_text, sample_id
-from stages.source.table_files import Malformed, TableFile, UnreadableError, find_files
-
-# Names that the machine gives a meaning to beside the core columns.
-RESERVED = frozenset(
-    {"part", "row", "image", "failure", "failure_detail", "stage", "status", "reason", "detail", "key"}
-)
+from stages.source.table_files import Malformed, TableFile, UnreadableError, carried_names, find_files
 
 
 class Params(machine.Params):
@@ -130,14 +124,7 @@ class UrlTable(Source):
     @cached_property
     def _carried(self) -> dict[str, str]:
         """Column of the input -> its name in the run."""
-        named: dict[str, str] = {}
-        own = {self.params.url, self.params.text}
-        for name in (name for name in self._types if name not in own):
-            plain = name.replace(".", "_").replace("|", "_").replace("?", "_")
-            while plain in CORE_BY_NAME or plain in RESERVED or plain in named.values():
-                plain = f"input_{plain}"
-            named[name] = plain
-        return named
+        return carried_names(name for name in self._types if name not in (self.params.url, self.params.text))
 
     def _batch(self, read: pa.RecordBatch) -> pa.RecordBatch:
         urls = [_decoded(value) for value in read.column(self.params.url).to_pylist()]

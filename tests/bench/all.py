@@ -21,6 +21,8 @@ COMMANDS = [
     ["bench_clip.py"],
     ["bench_download.py"],
     ["bench_report.py"],
+    ["bench_sandbox.py"],
+    ["bench_sandbox.py", "--processes", "2"],
 ]
 
 

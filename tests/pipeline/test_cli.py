@@ -81,7 +81,7 @@ def test_set_limit_and_sample(recipe, tmp_path):
     assert 100 < half["rows"]["input"] < 200
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "verify", "demo", "stages"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "failures", "retry", "verify", "demo", "stages", "doctor"])
 def test_every_command_has_help_with_an_example(command):
     result = pairmill(command, "--help")
     assert result.exit_code == 0
@@ -237,7 +237,7 @@ def test_budget_ends_with_code_1_and_the_cause(recipe, tmp_path):
     book = tmp_path / "book.json"
     book.write_text(json.dumps({f"u{i}": "dns" for i in range(300)}))
     options = ["--set", f"flaky.book={book}", "--set", "budgets.flaky.min_rows=20"]
-    assert_wrong(run_toy(recipe, tmp_path / "run", *options), "flaky", "100% of the last", "dns", "Check the resolver", code=1)
+    assert_wrong(run_toy(recipe, tmp_path / "run", *options), "flaky: 100% of the first 20 rows failed, all dns", "check the resolver", code=1)
 
 
 def test_folder_in_use(recipe, tmp_path):

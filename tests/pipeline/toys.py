@@ -192,3 +192,47 @@ class Fetch(Stage):
 
     def decide(self, row, resolved):
         return Drop("too_long", str(row["n_bytes"])) if row["n_bytes"] > self.params.max_bytes else None
+
+
+class DigestImage(Stage):
+    """SHA-256 of the stored image as it is read back; raises where it is another than was stored."""
+
+    name = "digest_image"
+    reads = ("image", "image_sha256")
+    writes = {"read_sha256": pa.binary(32)}
+    batch_size = 16
+
+    def compute(self, rows, ctx):
+        digests = [hashlib.sha256(row["image"].read()).digest() for row in rows]
+        assert digests == [row["image_sha256"] for row in rows]
+        return [{"read_sha256": digest} for digest in digests]
+
+
+class Slow(Stage):
+    """Takes `seconds` per batch of 10 rows."""
+
+    name = "slow"
+    reads = ("value",)
+    writes = {"twice": pa.int64()}
+    batch_size = 10
+
+    class Params(Params):
+        seconds: float = tunes(0.0, "sleep per batch")
+
+    def compute(self, rows, ctx):
+        time.sleep(self.params.seconds)
+        return [{"twice": 2 * row["value"]} for row in rows]
+
+
+class Told(Stage):
+    """Fails every row with a detail that names `url`."""
+
+    name = "told"
+    reads = ("value",)
+    writes = {"never": pa.int64()}
+
+    class Params(Params):
+        url: str
+
+    def compute(self, rows, ctx):
+        return [Failure("http_4xx", f"redirected to {self.params.url}") for _ in rows]

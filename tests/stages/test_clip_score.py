@@ -16,8 +16,11 @@ from pipeline.models import LocalModel
 from pipeline.stage import Context
 from schemas.outcome import Failure
 from schemas.sample import make_text
-from stages.clip_score import ClipScore, crop_image
+from stages.clip_score import ClipScore
+from stages.images.crop import crop_image
 from stages.images.decode import decode
+from stages.images.header import ImageError
+from stages.images.normalize import ImageRules, normalize
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
@@ -231,3 +234,15 @@ def test_wrong_specs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_weights_that_cannot_be_fetched_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(Fatal, match=r"ViT-B-32:no_such_tag(.|\n)*local checkpoint"):
         kind.load({"kind": "open_clip", "name": "ViT-B-32", "weights": "no_such_tag", "cache_dir": str(tmp_path)})
+
+
+def test_an_image_that_only_this_decode_finds_broken(run: Callable[..., list[Any]], jpeg: Callable[..., bytes]) -> None:
+    """As `download` with `check: header` stores it: the same reason as a check that decodes gives."""
+    whole = jpeg(300, 300)
+    header_only = normalize(whole[: len(whole) // 2], ImageRules(check="header")).data
+    found = run([row(whole, "a"), row(header_only, "b")])
+    assert not isinstance(found[0], Failure)
+    assert isinstance(found[1], Failure) and found[1].code == "corrupt_image"
+    with pytest.raises(ImageError) as told:
+        normalize(header_only, ImageRules())
+    assert told.value.detail == found[1].detail

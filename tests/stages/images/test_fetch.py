@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stages.images import addresses, fetch
+from stages.images import addresses, web_client
 from stages.images.fetch import Fetched, FetchOptions, fetch_all
 
 BODY = b"some bytes of an image"
@@ -186,7 +186,7 @@ def test_what_is_no_http_has_a_reason(web: Any) -> None:
         await writer.drain()
 
     web.answers["/a"] = answer
-    assert code(web.url("/a")) == "http_5xx"
+    assert code(web.url("/a")) == "bad_response"
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +204,13 @@ def test_tls_is_verified(new_web: Callable[..., Any], certificate: tuple[Path, P
     server = new_web(tls=context)
     server.answers["/a"] = server.http(BODY)
     try:
-        fetch._tls_context.cache_clear()
+        web_client.tls_context.cache_clear()
         assert code(server.url("/a")) == "tls"
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-        fetch._tls_context.cache_clear()
+        web_client.tls_context.cache_clear()
         assert get([server.url("/a")])[0].body == BODY, "a certificate that is trusted must pass"
     finally:
-        fetch._tls_context.cache_clear()
+        web_client.tls_context.cache_clear()
 
 
 def test_tls_spoken_to_a_plain_server() -> None:

@@ -1,0 +1,77 @@
+"""What can be asked of a decoder: a name and options as JSON. Answers are plain facts and bytes, so nothing is pickled.
+
+Imports numpy and the codecs only, for this is what a decoder process loads.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stages.images.crop import crop_image
+from stages.images.decode import decode, verify
+from stages.images.header import ImageError, read_header
+from stages.images.normalize import ImageRules, normalize
+
+Facts = dict[str, Any]
+Payload = bytes | np.ndarray
+
+
+def task_bytes(name: str, **options: Any) -> bytes:
+    """A task as it travels; equal options give equal bytes."""
+    return json.dumps([name, options]).encode()
+
+
+def perform(task: bytes, data: bytes) -> tuple[Facts, Payload]:
+    """Do a task on an image's bytes: facts, and pixels or encoded bytes. An image at fault is the fact `failure`: code, detail.
+
+    Raises MemoryError; any other exception is an error of this program.
+    """
+    name, options = _parsed(task)
+    try:
+        return TASKS[name](data, **options)
+    except ImageError as error:
+        return {"failure": [str(error.code), error.detail]}, b""
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(task: bytes) -> tuple[str, dict[str, Any]]:
+    name, options = json.loads(task)
+    return name, options
+
+
+def _normalize(data: bytes, **rules: Any) -> tuple[Facts, Payload]:
+    """The image to store and the SHA-256 of both; `kept`: it is the bytes as they came, which are not sent back."""
+    image = normalize(data, ImageRules(**rules))
+    raw_digest, kept = hashlib.sha256(data).hexdigest(), image.data is data
+    facts = {
+        "kept": kept, "format": image.format, "width": image.width, "height": image.height, "original_width": image.original_width,
+        "original_height": image.original_height, "raw_sha256": raw_digest,
+        "image_sha256": raw_digest if kept else hashlib.sha256(image.data).hexdigest(),
+    }  # fmt: skip
+    return facts, b"" if kept else image.data
+
+
+def _check(data: bytes, pixel_limit: int) -> tuple[Facts, Payload]:
+    """Read all of the image's data; its format."""
+    header = read_header(data)
+    verify(data, header, pixel_limit)
+    return {"format": header.format}, b""
+
+
+def _pixels(data: bytes, **limits: int) -> tuple[Facts, Payload]:
+    pixels = decode(data, **limits)
+    return {"shape": pixels.shape}, np.ascontiguousarray(pixels)
+
+
+def _crop(data: bytes, **view: Any) -> tuple[Facts, Payload]:
+    pixels = crop_image(data, **view)
+    return {"shape": pixels.shape}, np.ascontiguousarray(pixels)
+
+
+TASKS: dict[str, Callable[..., tuple[Facts, Payload]]] = {"normalize": _normalize, "check": _check, "pixels": _pixels, "crop": _crop}
