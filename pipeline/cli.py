@@ -229,6 +229,37 @@ def verify(
     return EXIT_FAILED if problems else 0
 
 
+@app.command(short_help="Write a page that shows what happened to the data.")
+@answers
+def report(
+    out: RunFolder,
+    share: Annotated[bool, typer.Option("--share", help="Leave out images and URLs, to show the page to others.")] = False,
+    file: Annotated[str | None, typer.Option("--out", metavar="FILE", help="The page; default: OUT/report.html, or OUT/report-share.html.")] = None,
+    imports: Imports = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Write a page that shows what happened to the data: one HTML file that needs no network.
+
+    Where the rows went, scores and thresholds, samples of every reason, time, training. Its options (how many samples,
+    the truth if it is known) are those of the job `report` in the recipe.
+
+    \b
+    Example:
+      pairmill report RUN
+      pairmill report RUN --share --out share.html
+    """
+    from pipeline.run import open_run
+
+    # The page knows images and stands among the stages, which this package must not import.
+    found = importlib.import_module("stages.report.job").write_report(open_run(out), share=share, out=place_of(file) if file else None)
+    if json:
+        print_json(found)
+    else:
+        results().print(f"{found['report']}: {found['bytes'] / 1e6:.1f} MB; open it in a browser", soft_wrap=True)
+    return 0
+
+
 app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
 app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pipeline.run import RunOptions, RunResult, open_run, run
 from stages.demo.truth import kept_purity, score_rules
 from stages.demo.world import World, build_world, load_world, make_heldout_dataset
 from stages.demo.world_server import WorldServer, free_port
+from stages.report.job import write_report
 
 HELDOUT = 1000
 
@@ -45,10 +47,12 @@ def demo(
     world, pairs = demo_world(root, rows, seed)
     note(f"{rows:,} rows of the rendered web on {world.base_url}")
     with WorldServer(world.folder, world.port), RawRun(world, pairs, root, seed) as raw:
-        settings = [*recipe_settings(world, pairs, seed), *(overrides or [])]
+        settings = [*recipe_settings(world, pairs, seed), *report_settings(world, root), *(overrides or [])]
         curated = run(load_recipe("demo", settings), root / "curated", RunOptions(executor=executor, workers=workers), notify)
         raw_jobs = raw.wait()
     report(curated, raw_jobs, world, root)
+    page = write_report(open_run(root / "curated"))  # once more: the job ran before the training on raw rows had ended
+    note(f"a page with all of it: {page['report']}")
     note(f"the whole demo took {time.perf_counter() - started:.0f} s; all of it lies in {root}")
     return 0
 
@@ -76,6 +80,12 @@ def _world(root: Path, rows: int, seed: int) -> World:
 def recipe_settings(world: World, pairs: Path, seed: int) -> list[str]:
     """What the demo's recipes leave open: the table, the evaluation pairs, the seed."""
     return [f"input.table={world.urls}", f"evaluate.pairs={pairs}", f"pretrain.seed={seed}"]
+
+
+def report_settings(world: World, root: Path) -> list[str]:
+    """What the report is told: the truth, and the run on raw rows to stand beside. Full paths, so that it can be written again from anywhere."""
+    compare = json.dumps({"raw rows": str((root / "raw").resolve())})
+    return [f"report.truth={json.dumps(str(world.truth.resolve()))}", f"report.compare={compare}"]
 
 
 class RawRun:

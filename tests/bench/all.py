@@ -20,6 +20,7 @@ COMMANDS = [
     ["bench_reading.py"],
     ["bench_clip.py"],
     ["bench_download.py"],
+    ["bench_report.py"],
     ["bench_sandbox.py"],
     ["bench_sandbox.py", "--processes", "2"],
 ]

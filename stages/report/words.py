@@ -1,0 +1,98 @@
+"""Stages, reasons and failures in a plain sentence each, for readers who have never seen the program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REASONS: dict[str, str] = {
+    "duplicate_row": "An earlier row has the same URL and the same text.",
+    "same_url": "An earlier row has the same URL. The image is fetched once; this row's text went to that row.",
+    "repeated_text": "Too many different images carry this very text, so it describes none of them.",
+    "empty": "There is no text.",
+    "too_short": "The text has too few characters.",
+    "too_long": "The text has too many characters.",
+    "too_few_words": "The text has too few words.",
+    "too_many_words": "The text has too many words.",
+    "boilerplate": "The text is mostly a stock phrase, such as a cookie notice or a button's label.",
+    "file_name": "The text is a file name or a bare number and says nothing of the image.",
+    "url_text": "The text is mostly web addresses.",
+    "emoji": "The text has an emoji.",
+    "language": "The text is in a language that the recipe does not ask for.",
+    "low_letters": "Too little of the text is letters.",
+    "repetition": "The text repeats itself.",
+    "low_entropy": "The text's words are too predictable.",
+    "opted_out": "The site asks that its images not be used. The image was not stored.",
+    "robots_refused": "The site's robots.txt does not allow fetching the image.",
+    "too_small": "The image has too few pixels.",
+    "aspect": "The image is far too wide or too high.",
+    "exact_dup": "Another row has the same image, byte for byte, and was kept in its place.",
+    "near_dup": "Another row has nearly the same image and was kept in its place.",
+    "semantic_dup": "Another row shows nearly the same thing and was kept in its place.",
+    "low_clip": "Image and text do not fit: the score is below the limit.",
+    "high_clip": "The score is above the limit; often the text is written in the image itself.",
+    "low_mllm": "A multimodal model gave the pair a score below the limit.",
+    "contaminated": "The image is in an evaluation set, and training on it would spoil the measurement.",
+    "balanced_out": "Its concept is common, and only some of its pairs were drawn.",
+    "below_cut": "It did not rank among the share of rows that the recipe keeps.",
+    "expression": "It does not satisfy the recipe's condition.",
+    "not_listed": "Its id is not in the recipe's list.",
+    "custom": "A rule of the user's own; its words stand with each row.",
+}
+
+FAILURES: dict[str, str] = {
+    "bad_row": "The line of the input is no row: no URL, or one that cannot be read.",
+    "missing_image": "There is a text and no image to it.",
+    "unreadable": "The file cannot be read to its end.",
+    "unsafe_path": "The name leads out of the folder or archive and was not followed.",
+    "bad_response": "The server's answer breaks the rules of HTTP.",
+    "dns": "The host's name does not exist any more.",
+    "connect": "The host did not answer.",
+    "tls": "The secure connection could not be made.",
+    "reset": "The server broke the connection off.",
+    "timeout": "The server took too long.",
+    "http_4xx": "The server says that the image is not there (any more) or not for us.",
+    "http_5xx": "The server itself failed.",
+    "rate_limited": "The server asked to be left alone for a while.",
+    "too_many_redirects": "The address leads from one address to the next without end.",
+    "short_body": "The answer ended before it was complete.",
+    "empty_body": "The answer was empty.",
+    "too_large": "The file is larger than the recipe allows.",
+    "not_an_image": "What came is no image but a page or other text.",
+    "blocked_address": "The address leads into a private network and was not asked.",
+    "hash_mismatch": "The image is not the one that the input names: its digest differs.",
+    "corrupt_image": "The file is damaged and cannot be decoded whole.",
+    "decoder_crashed": "Decoding the image crashed; the program that decodes stands apart, so that only this row was lost.",
+    "decoder_hung": "Decoding the image took too long.",
+    "decoder_memory": "Decoding the image took too much memory.",
+    "pixel_limit": "The image has more pixels than the recipe allows.",
+    "unsupported_format": "The file has a format that is not read.",
+    "model_error": "The model failed on this row.",
+    "bad_answer": "The model's answer did not have the form that was asked for.",
+    "refusal": "The model refused to answer.",
+    "truncated": "The model's answer was cut before its end.",
+    "stage_error": "The stage raised an error on this row alone.",
+    "worker_died": "The worker process died on this row.",
+    "hung": "The stage did not come back from this row in time.",
+}
+
+STAGES: dict[str, str] = {
+    "url_dup": "Of rows with the same image address, one stays and takes over the texts of the others.",
+    "repeated_text": "Drops texts that many different images carry.",
+    "text_rules": "Cleans every text, measures it, and drops rows without a usable one.",
+    "download": "Fetches every image, checks that it is whole, and stores it.",
+    "clip_score": "A model compares image and text: the better they fit, the higher the score.",
+    "exact_dup": "Of rows with the same image, byte for byte, one stays and takes over the texts of the others.",
+    "select": "The last cut: conditions, lists of ids, and shares of all rows.",
+    "corrupt": "Swaps the texts of some rows on purpose, so that scores can be put to the test.",
+}
+
+
+def about(plugin: Any) -> str:
+    """What a source, stage or job does, in a sentence: from above, else the first one of its own description."""
+    text = " ".join((type(plugin).__doc__ or "").replace("`", "").split())
+    return STAGES.get(plugin.name) or (text.split(". ")[0].rstrip(".:") + "." if text else "")
+
+
+def in_words(status: str, reason: str) -> str:
+    """A sentence for a reason or failure; '' for one of a plug-in."""
+    return (REASONS if status == "dropped" else FAILURES).get(reason, "")
