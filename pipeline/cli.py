@@ -36,6 +36,7 @@ from pipeline.cli_options import (
 from pipeline.console import command_line, print_json, results, say
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
+from pipeline.storage import place_of
 
 app = typer.Typer(
     name="pairmill",
