@@ -42,17 +42,24 @@ class Slow(Stage):
 '''
 
 
-def command(tmp_path: Path, out: Path, pause: float, executor: str = "local") -> list[str]:
-    (tmp_path / "slow.py").write_text(SLOW)
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file for all tests: a second one of this process may not define a stage of the same name."""
+    path = tmp_path_factory.mktemp("plugin") / "slow.py"
+    path.write_text(SLOW)
+    return path
+
+
+def command(tmp_path: Path, plugin: Path, out: Path, pause: float, executor: str = "local") -> list[str]:
     (tmp_path / "slow.yaml").write_text("name: slow\ninput: {kind: numbers, rows: 600, rows_per_part: 50}\nstages: [slow_double]\n")
-    imports = ["--import", TOYS, "--import", str(tmp_path / "slow.py")]
+    imports = ["--import", TOYS, "--import", str(plugin)]
     more = ["--set", f"slow_double.pause={pause}", "--executor", executor, "--interval", "0.2", "--workers", "2"]
     return [sys.executable, "-m", "pipeline.cli", "run", str(tmp_path / "slow.yaml"), "--out", str(out), *imports, *more]
 
 
-def start_and_stop(tmp_path: Path, out: Path, number: int, executor: str = "local") -> tuple[int, str, str]:
+def start_and_stop(tmp_path: Path, plugin: Path, out: Path, number: int, executor: str = "local") -> tuple[int, str, str]:
     """Send a signal once two parts are committed; (exit code, standard output, standard error). All processes must be gone."""
-    process = subprocess.Popen(command(tmp_path, out, 0.05, executor), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(tmp_path, plugin, out, 0.05, executor), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 120
     while len(list((out / "verdicts" / "slow_double").glob("part-*.parquet"))) < 2:
         assert process.poll() is None and time.monotonic() < limit, process.communicate()
@@ -66,28 +73,28 @@ def start_and_stop(tmp_path: Path, out: Path, number: int, executor: str = "loca
     return process.returncode, told, notes
 
 
-def check_stopped(tmp_path: Path, out: Path, code: int, told: str, notes: str) -> None:
+def check_stopped(tmp_path: Path, plugin: Path, out: Path, code: int, told: str, notes: str) -> None:
     assert code == 130
     assert told == "" and "Traceback" not in notes
     assert not (out / "lock").exists()
     assert "are committed" in notes and "to go on: pairmill run" in notes and str(out) in notes
     before = {path: path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")}
-    again = subprocess.run(command(tmp_path, out, 0.0), cwd=REPOSITORY, capture_output=True, text=True)
+    again = subprocess.run(command(tmp_path, plugin, out, 0.0), cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 0 and "600 in = " in again.stdout
     assert all(path.stat().st_mtime_ns == when for path, when in before.items()), "committed work was done again"
     registry.import_file(TOYS)
-    registry.import_file(str(tmp_path / "slow.py"))
+    registry.import_file(str(plugin))
     unbroken = run(load_recipe(str(tmp_path / "slow.yaml")), tmp_path / "unbroken", RunOptions(executor="local"))
     assert open_run(out).state_digest() == unbroken.view.state_digest()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path, number):
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path, plugin, number):
     out = tmp_path / "run"
-    check_stopped(tmp_path, out, *start_and_stop(tmp_path, out, number))
+    check_stopped(tmp_path, plugin, out, *start_and_stop(tmp_path, plugin, out, number))
 
 
-def test_ctrl_c_with_ray_leaves_no_worker_behind(tmp_path):
+def test_ctrl_c_with_ray_leaves_no_worker_behind(tmp_path, plugin):
     """The one test here that starts Ray (10 to 25 s)."""
     out = tmp_path / "run"
-    check_stopped(tmp_path, out, *start_and_stop(tmp_path, out, signal.SIGINT, "ray"))
+    check_stopped(tmp_path, plugin, out, *start_and_stop(tmp_path, plugin, out, signal.SIGINT, "ray"))
