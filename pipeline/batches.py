@@ -208,6 +208,9 @@ class BatchRunner:
 
     def _rows(self, batch: np.ndarray) -> list[Any]:
         """Read-only mappings limited to what the stage reads; `image` is an ImageRef (None where none is stored)."""
+        key = (tuple(self.node.reads.items()), batch.tobytes())
+        if self.view.last_rows[0] == key:
+            return list(self.view.last_rows[1])
         table = self.view.table(dict(self.node.reads), batch)
         rows = mappings(table, [name for name in table.column_names if not name.startswith("image.")])
         if "image.tar" in table.column_names:
@@ -217,7 +220,11 @@ class BatchRunner:
                     row["image"] = None
                 else:
                     row["image"] = self._images.image((tar, offset, size)) if self._images else ImageRef(folder / tar, offset, size)
-        return [MappingProxyType(row) for row in rows]
+        proxies = list(map(MappingProxyType, rows))
+        if not any(pa.types.is_nested(kind) for kind in table.schema.types) and "image.tar" not in table.column_names:
+            self.view.last_rows = (key, proxies)  # flat values only: a list could be changed in place by a stage
+            return list(proxies)
+        return proxies
 
     def _blobs(self) -> Place:
         """Folder of the stored images that the stage reads."""

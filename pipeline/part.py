@@ -159,7 +159,7 @@ def _merge(
     source[valid] = np.flatnonzero(valid)
     source[rows] = total + np.arange(n)
     index = pa.array(source, mask=source < 0)
-    failed = np.fromiter(map(bool, computed.failures), bool, n)
+    failed = np.fromiter(map(bool, computed.failures), bool, n) if any(computed.failures) else np.zeros(n, bool)
     any_failed = bool(failed.any())
     details = [cap_detail(mask(f.detail)) if f else None for f in computed.failures] if any_failed else [None] * n
     new = {
@@ -277,6 +277,8 @@ def _apply_decide(node: Node, view: PartView, env: Environment, rows: np.ndarray
     values = mappings(view.table({**node.reads_decide, **own}, rows))
     resolved = mappings(view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows)) if node.resolves else [{}] * len(rows)
     drops = _decide_each(stage, view, rows, values, resolved)
+    if drops.count(None) == len(drops):
+        return
     for row, drop in zip(rows.tolist(), drops, strict=True):
         if drop is not None:
             status[row], reasons[row], details[row] = Status.DROPPED, str(drop.reason), cap_detail(drop.detail)

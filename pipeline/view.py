@@ -78,6 +78,8 @@ class PartView:
         self.rows = rows
         self._columns: dict[Ref, pa.Array] = {}
         self._hashes: dict[Ref, np.ndarray] = {}
+        # Row mappings of the stage before, by the columns read and the rows: the next stage often reads the same.
+        self.last_rows: tuple[tuple[tuple[tuple[str, Ref | None], ...], bytes] | None, list[Any]] = (None, [])
         self._verdicts: dict[int, Verdict] = {}
         self._records: dict[tuple[str, int], PartRecord | None] = {}
 
@@ -103,6 +105,8 @@ class PartView:
         self._records[(kind, node.index)] = record
 
     def forget_values(self, node: Node) -> None:
+        if self.last_rows[0] is not None and any(ref is not None and ref.node == node.index for _, ref in self.last_rows[0][0]):
+            self.last_rows = (None, [])
         for ref in [ref for ref in self._columns if ref.node == node.index and not ref.resolved]:
             del self._columns[ref]
             self._hashes.pop(ref, None)
