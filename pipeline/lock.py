@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +66,10 @@ class LockLost(Fatal):
 class Lease(Protocol):
     """How a lock is kept: as a file, or as an object."""
 
+    def turn(self) -> AbstractContextManager[None]:
+        """Keeps others from looking at and changing the lock meanwhile, where changes are not conditional of themselves."""
+        ...
+
     def create(self, content: bytes) -> bool:
         """Make the lock where there is none; False where there is one."""
         ...
@@ -106,17 +113,22 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the lock. Raises Fatal naming the owner where a living run holds it; a dead one is taken over."""
-        while True:
-            if not self.lease.create(self._content()):
-                owner = self.lease.owner()
-                if owner is None or owner.token != self.token:
-                    if owner is not None and self.lease.lives(owner):
-                        raise Fatal(self._refusal(owner))
-                    self.lease.take_over(owner, self._content())
-            if self._held():
-                break
+        with self.lease.turn():
+            self._try_to_take()
+            while not self._held():
+                self._try_to_take()
         self._thread = threading.Thread(target=self._beat, name="pairmill-heartbeat", daemon=True)
         self._thread.start()
+
+    def _try_to_take(self) -> None:
+        if self.lease.create(self._content()):
+            return
+        owner = self.lease.owner()
+        if owner is not None and owner.token == self.token:
+            return
+        if owner is not None and self.lease.lives(owner):
+            raise Fatal(self._refusal(owner))
+        self.lease.take_over(owner, self._content())
 
     def _refusal(self, owner: Owner) -> str:
         now = time.time()
@@ -136,9 +148,10 @@ class RunLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             try:
-                if not self._held():
-                    return
-                self.lease.renew(self._content())
+                with self.lease.turn():
+                    if not self._held():
+                        return
+                    self.lease.renew(self._content())
             except (OSError, Fatal):  # a full disk, a network that is away: commits fail of themselves, and the next beat may come through
                 continue
 
@@ -146,19 +159,46 @@ class RunLock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._held():
-            self.lease.remove()
+        with self.lease.turn():
+            if self._held():
+                self.lease.remove()
 
 
 class FileLease:
-    """A lock file: made with O_EXCL, replaced by rename."""
+    """A lock file, always whole: linked into place where there is none, replaced by rename.
+
+    A take-over and a heartbeat look first and rename then; the kernel lock on `lock.turn` makes the two one step.
+    """
 
     def __init__(self, path: Path, token: str):
         self.path = path
         self.mine = path.with_name(f"lock.{token}")
 
-    def create(self, content: bytes) -> bool:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            descriptor = os.open(self.path.with_name("lock.turn"), os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            with suppress(OSError):  # a file system without kernel locks: `take_over` waits to see who was last
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def create(self, content: bytes) -> bool:
+        self._write(content)
+        try:
+            os.link(self.mine, self.path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            return self._create_in_place(content)
+        finally:
+            self.mine.unlink()
+        return True
+
+    def _create_in_place(self, content: bytes) -> bool:
         with writing(self.path):
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)

@@ -107,9 +107,12 @@ def test_an_upload_that_lost_its_lock_is_aborted(s3: S3Server) -> None:
     assert not [r for r in s3.requests if r.method == "POST" and "uploadId" in r.query], "no completion was asked for"
 
 
-def test_of_many_that_start_at_once_one_gets_the_lock(root: Place) -> None:
+@pytest.mark.parametrize("left_behind", [False, True], ids=["no lock", "a dead lock"])
+def test_of_many_that_start_at_once_one_gets_the_lock(root: Place, left_behind: bool) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
+    if left_behind:
+        leave_lock(root, socket.gethostname(), time.time() - 10 * lock.DEAD_AFTER_S)
     locks = [RunLock(root) for _ in range(8)]
 
     def attempt(one: RunLock) -> bool:
