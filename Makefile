@@ -29,9 +29,12 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python tests/bench/all.py
 
-requirements: .uv/ready  ## resolve the locked versions anew
-	$(UV) pip compile -q --python-version 3.11 --extra clip --extra train --extra ray --extra s3 --extra dev -c requirements/pins.txt \
-		--no-annotate --no-header --no-emit-index-url pyproject.toml -o requirements/cpu.txt
+requirements: .uv/ready  ## resolve the locked versions anew; cpu.txt and gpu.txt differ by the build of vLLM
+	for device in cpu gpu; do \
+		$(UV) pip compile -q --python-version 3.11 --extra clip --extra train --extra ray --extra s3 --extra dev -c requirements/pins.txt \
+			--override requirements/overrides.txt --no-annotate --no-header --no-emit-index-url \
+			pyproject.toml requirements/engine-$$device.txt -o requirements/$$device.txt || exit 1; \
+	done
 
 .uv/ready: requirements/uv.txt
 	$(PYTHON) -m venv .uv
