@@ -71,7 +71,7 @@ class WriteShards(Job):
     """
 
     name: ClassVar[str] = "write_shards"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Params = WriteShardsParams
     params: WriteShardsParams
 
@@ -158,7 +158,8 @@ class WriteShards(Job):
         state = [[part, node.name, *(digests.get((kind, node.name, part), "") for kind in _KINDS)] for part in parts for node in run.chain.nodes]
         columns = [[name, full, str(run.chain.type_of(run.chain.find_column(full)))] for name, full in {**layout.plain, **layout.vectors}.items()]
         cut = {name: value for name, value in params_affecting(self.params, "compute").items() if name != "leave_out"}
-        return digest_of("group", self.version, state, columns, layout.captions, layout.texts, layout.component, cut, exceptions.to_json())
+        rules = layout.rules.decide_fingerprint if layout.rules is not None else ""
+        return digest_of("group", self.version, state, columns, layout.captions, layout.texts, layout.component, rules, cut, exceptions.to_json())
 
     def _exceptions(self, run: RunView, layout: Layout, digests: Digests) -> plan.Exceptions:
         """Found in one pass over the run, and kept with the digest of what they follow from."""

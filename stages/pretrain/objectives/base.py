@@ -31,7 +31,7 @@ class ObjectiveConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an objective reads of each sample: text columns ('caption', 'texts') and image views ('train', 'eval')."""
+    """What an objective reads of each sample: text columns ('caption', 'texts', 'kinds') and image views ('train', 'eval')."""
 
     columns: tuple[str, ...] = ("caption",)
     views: tuple[str, ...] = ("train",)
@@ -47,6 +47,7 @@ class Sample:
     texts: Sequence[str]
     epoch: int
     seed: int
+    kinds: Sequence[str] = ()  # of `texts`, where the objective needs them
 
 
 class Objective(ABC):
