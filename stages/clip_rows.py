@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from pipeline.blobs import ImageRef
 from pipeline.errors import Fatal
 from pipeline.stage import Context, Params, Row, Stage, tunes
 from schemas.outcome import Failure, FailureCode
-from stages.images.decoders import Decoders, DecoderLimits, shared_decoders
+from stages.images.decoders import DecoderLimits, Decoders, shared_decoders
 
 _SAME_MODEL = 0.98  # cosine of a stored embedding and one computed now; other models are far below
 _texts: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}  # (model digest, texts) -> embeddings, for the process
@@ -46,9 +47,9 @@ class ClipStage(Stage):
     def _stored(self) -> str:
         return f"{self.params.embeddings}.image_emb" if self.params.embeddings else ""
 
-    def views(self, data: bytes, facts: Mapping[str, Any], decoders: Decoders, whole: bool) -> Any:
-        """Start to decode an image: what `made` needs. `whole`: its whole view is wanted too."""
-        return decoders.crop(data, **_own_view(facts)) if whole else None
+    def views(self, image: ImageRef, facts: Mapping[str, Any], decoders: Decoders, whole: bool) -> Any:
+        """Start to decode a stored image: what `made` needs, None for nothing. `whole`: its whole view is wanted too."""
+        return decoders.crop(image.read(), **_own_view(facts)) if whole else None
 
     def made(self, started: Any, facts: Mapping[str, Any], whole: bool) -> list[np.ndarray] | Failure:
         """Views uint8 [size, size, 3] of an image whose decoding was started, the whole one first."""
@@ -65,7 +66,7 @@ class ClipStage(Stage):
         if self._stored:
             self._compare(rows, stored, facts, decoders, ctx)
         waiting = [
-            self.views(row["image"].read(), facts, decoders, known is None) if row["image"] is not None else None
+            self.views(row["image"], facts, decoders, known is None) if row["image"] is not None else None
             for row, known in zip(rows, stored, strict=True)
         ]
         failures: dict[int, Failure] = {}
@@ -113,7 +114,8 @@ class ClipStage(Stage):
             return None
         vector = np.asarray(np.frombuffer(raw, np.float16) if isinstance(raw, bytes) else raw, np.float32)
         if len(vector) != facts["embed_dim"]:
-            raise Fatal(f"{self.instance}.embeddings: {self._stored} has {len(vector)} numbers, model {self.params.model!r} {facts['embed_dim']}: another model's")
+            told = f"{self._stored} has {len(vector)} numbers, embeddings of model {self.params.model!r} have {facts['embed_dim']}"
+            raise Fatal(f"{self.instance}.embeddings: {told}: name the stage whose model it is, or leave `embeddings` out")
         return vector / np.linalg.norm(vector)
 
     def _compare(self, rows: Sequence[Row], stored: Sequence[np.ndarray | None], facts: Mapping[str, Any], decoders: Decoders, ctx: Context) -> None:

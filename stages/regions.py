@@ -13,8 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import Fatal
-from pipeline.stage import Context, Params, Row, Stage, Values
-from pipeline.stage import tunes
+from pipeline.stage import Context, Params, Row, Stage, Values, tunes
 from schemas.outcome import Failure, FailureCode
 from stages.images.decoders import DecoderLimits, shared_decoders
 from stages.models.detection import Detection, checked_box
