@@ -87,7 +87,7 @@ class Regions(Stage):
         for detection in sorted(detections, key=lambda one: -one.score):
             if detection.phrase not in queries:
                 raise Fatal(f"{self.instance}: the detector answered {detection.phrase!r}, which was not asked for: a mistake of model {self.params.model!r}")
-            box = checked_box(detection.box)
+            box = checked_box([round(edge, 4) for edge in detection.box])
             if box is not None and detection.score > self.params.min_score:
-                regions.append({"box": [round(edge, 4) for edge in box], "phrase": detection.phrase, "score": round(detection.score, 4)})
+                regions.append({"box": list(box), "phrase": detection.phrase, "score": round(detection.score, 4)})
         return {"regions": regions[: self.params.max_boxes], "region_phrases": queries}

@@ -23,9 +23,9 @@ SPEC: dict[str, Any] = {"kind": "crop_detector", "weights": "bundled:rendered_cl
 
 
 def test_recall_on_scenes_of_held_out_seeds() -> None:
-    """12 scenes of the stream 'heldout' (see docs/regions.md for 200): at least half of the objects at IoU 0.5, each box inside the image."""
+    """8 scenes of the stream 'heldout' (see docs/regions.md for 200): at least half of the objects at IoU 0.5, each box inside the image."""
     detector = crop_detector.load(SPEC)
-    scenes = [draw_scene(seed_for("heldout", 4_000_000 + at)) for at in range(12)]
+    scenes = [draw_scene(seed_for("heldout", 4_000_000 + at)) for at in range(8)]
     phrases = [[f"a {phrase}" for phrase in true_phrases(scene)] for scene in scenes]
     answer = detector.detect({"images": [render(scene) for scene in scenes], "phrases": phrases, "more": 1})
     found = total = 0
@@ -35,7 +35,7 @@ def test_recall_on_scenes_of_held_out_seeds() -> None:
         for phrase, truth in zip(asked, object_boxes(scene), strict=True):
             total += 1
             found += any(one.phrase == phrase and one.score > 0.1 and iou(np.array([one.box]), truth[None])[0, 0] >= 0.5 for one in detections)
-    assert answer["more"] == 1 and total >= 25
+    assert answer["more"] == 1 and total >= 15
     assert found / total >= 0.5
 
 
