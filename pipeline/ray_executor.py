@@ -31,6 +31,7 @@ from pipeline.store import Store
 
 NAMESPACE = "pairmill"
 RECOUNT_S = 10.0
+MODEL_TRIES = 4
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -97,7 +98,7 @@ def _work_job(spec: WorkerSpec, job: int, parts: list[int], task: Any) -> Any:
     return env.chain.recipe.jobs[job].run_task(run, task)
 
 
-@ray.remote(max_restarts=-1)
+@ray.remote(max_restarts=-1, max_task_retries=MODEL_TRIES - 1)
 class ModelActor:
     """One replica of a model."""
 
@@ -113,7 +114,10 @@ class ModelActor:
 
 
 class RayModel:
-    """Handle of a model that lives in named actors; each call goes to the replica with the fewest open calls of this process."""
+    """Handle of a model that lives in named actors; each call goes to the replica with the fewest open calls of this process.
+
+    Ray makes a call again whose actor dies (killed, or its node gone), once it has started the actor anew: no row is to blame for that.
+    """
 
     def __init__(self, names: list[str]):
         self.actors = [ray.get_actor(name, NAMESPACE) for name in names]
@@ -152,6 +156,11 @@ class _ActorFuture(Future[Any]):
             answer, seconds = ray.get(self.reference, timeout=timeout)
         except GetTimeoutError:
             raise TimeoutError(f"the model gave no answer within {timeout:g} s") from None
+        except RayActorError as error:
+            raise Fatal(
+                f"a model's process died {MODEL_TRIES} times under one call, or cannot be started again ({str(error).strip().splitlines()[0]}); no row was "
+                "failed for it. Ray's logs have its last words, for example memory that ran out; mend that and run the same command again"
+            ) from error
         self.model._seconds += seconds
         return answer
 
