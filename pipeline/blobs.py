@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import Fatal
-from pipeline.files import commit_file, temporary_name, writing
+from pipeline.files import commit_file, read_range, temporary_name, writing
 from pipeline.storage import Place
 
 MAX_TAR_BYTES = 1 << 30
@@ -163,15 +163,10 @@ class ImageRef:
 
     def read(self) -> bytes:
         """The bytes as stored. Raises Fatal naming the tar when it is gone or too short: that is no fault of the row."""
-        assert isinstance(self.path, Path)
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
+            data = read_range(self.path, self.offset, self.size)
         except FileNotFoundError:
             raise gone(self.path) from None
-        try:
-            data = os.pread(descriptor, self.size, self.offset)
-        finally:
-            os.close(descriptor)
         if len(data) != self.size:
             raise Fatal(f"{self.path}: {len(data)} of {self.size} bytes at {self.offset}: the tar was cut after it was committed; run `pairmill verify`")
         return data

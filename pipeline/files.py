@@ -181,6 +181,19 @@ def sizes(folder: Place, pattern: str) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.glob(pattern) if path.is_file()}
 
 
+def read_range(path: Place, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size) of a file, fewer where it ends before; from object storage by one request. Raises FileNotFoundError."""
+    if isinstance(path, ObjectPath):
+        from pipeline import object_store
+
+        return bytes(object_store.get_range(path.bucket, path.key, offset, size))
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
+
+
 def read_metadata(path: Place) -> pq.FileMetaData:
     """Footer of a Parquet file; from object storage by one request for its last 64 KB. Raises FileNotFoundError, pa.ArrowInvalid."""
     if not isinstance(path, ObjectPath):

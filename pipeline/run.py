@@ -21,7 +21,7 @@ from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
-from pipeline.storage import place_of
+from pipeline.storage import ObjectPath, place_of
 from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
 from schemas.record import RunRecord
 from schemas.sample import SOURCE_COLUMNS
@@ -218,7 +218,7 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
     except ValueError as error:
         raise RecipeError(f"{out}: {error}") from error
     if record is None:
-        missing = "run.json is missing" if Path(out).is_dir() else "there is no such folder"
+        missing = "run.json is missing" if isinstance(store.root, ObjectPath) or store.root.is_dir() else "there is no such folder"
         raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")
     try:
         schema = read_metadata(store.path(VALUES, "source", 0)).schema.to_arrow_schema()
