@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.errors import RecipeError
-from pipeline.run import default_workers
+from pipeline.executor import default_workers
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 SLOW_LOOKUP_S = 1.0

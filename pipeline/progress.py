@@ -172,7 +172,7 @@ class Progress:
     def _on_crash(self, what: Any) -> None:
         task, crash = what
         names = ", ".join(self._steps.get(task.group, []))
-        self._tell(f"part {task.part} ({names}): {crash.message}; it runs again in smaller steps", always=True)
+        self._tell(f"part {task.part} ({names}): {crash.message}; it runs again{'' if crash.blameless else ' in smaller steps'}", always=True)
         self._tell_json("crash", part=task.part, message=crash.message)
 
     def _on_job(self, name: str) -> None:

@@ -20,7 +20,7 @@ from pipeline import models, registry
 from pipeline.chain import Chain, InputFacts
 from pipeline.environment import Environment
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
-from pipeline.executor import Crash, Done
+from pipeline.executor import Crash, Done, default_workers
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
 from pipeline.recipe import build_recipe
@@ -30,6 +30,7 @@ from pipeline.storage import Place
 from pipeline.store import Store
 
 NAMESPACE = "pairmill"
+RECOUNT_S = 10.0
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -164,15 +165,28 @@ class RayExecutor:
         self.chain = chain
         self.store = store
         self.parts: list[int] = []
-        start_ray(workers, address)
-        self.workers = workers if address is None else min(workers, int(ray.cluster_resources().get("CPU", workers)))
-        self.capacity = self.workers + max(1, self.workers // 4)  # one more than runs, so that no worker waits for the driver
+        start_ray(workers or default_workers(), address)
+        self.wanted = workers
+        self.workers = self._count_workers()
         self._actors: list[Any] = []
         actors = {name: self._start_actors(name, spec, store.token) for name, spec in chain.recipe.models.items() if needs_actor(spec)}
         recipe, plugins = chain.recipe.resolved, registry.imported_files
         self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
         self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
+
+    def _count_workers(self) -> int:
+        """Tasks that run at a time: one per processor of the cluster, no more than asked for."""
+        there = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._counted = time.monotonic()
+        return min(self.wanted or there, there)
+
+    @property
+    def capacity(self) -> int:
+        """A quarter more tasks than run at a time, so that no worker waits for the driver. Nodes may come and go."""
+        if time.monotonic() - self._counted > RECOUNT_S:
+            self.workers = self._count_workers()
+        return self.workers + max(1, self.workers // 4)
 
     def _start_actors(self, name: str, spec: dict[str, Any], token: str) -> list[str]:
         gpus = float(spec.get("gpu_share", 1 if ray.cluster_resources().get("GPU") else 0))
@@ -250,6 +264,7 @@ def start_ray(workers: int, address: str | None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # variables of a job reach this process too: what is set below has them in it
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
     # Workers find the packages where the driver found them, also when pairmill runs from a source tree.
     root = str(Path(__file__).resolve().parents[1])

@@ -13,7 +13,7 @@ from pipeline.chain import Chain, InputFacts
 from pipeline.cut import cut_input
 from pipeline.environment import Environment, code_version
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError
-from pipeline.executor import Executor, LocalExecutor
+from pipeline.executor import Executor, LocalExecutor, default_workers
 from pipeline.files import read_metadata, remove_temporaries
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
@@ -32,7 +32,11 @@ RAY_WORTH_S = 30.0
 
 @dataclass
 class RunOptions:
-    """How to run, as opposed to what: nothing here changes a byte of the dataset."""
+    """How to run, as opposed to what: nothing here changes a byte of the dataset.
+
+    workers: processes, 0 for one per processor (of the cluster, where there is one). address: of a Ray cluster; without one, that of RAY_ADDRESS,
+    which Ray sets in a job that it runs, counts for all but the local executor.
+    """
 
     executor: str = "auto"
     workers: int = 0
@@ -161,28 +165,29 @@ def _note_stop(store: Store, error: BudgetExceeded) -> None:
     store.write_run(record)
 
 
-def default_workers() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_executor(
     chain: Chain, store: Store, groups: list[Group], parts: list[int], options: RunOptions, retry: Retry, notify: Notify
 ) -> Executor:
     """The executor asked for; 'auto' takes the plain loop for work estimated under 30 s (Ray needs about 10 s to start)."""
-    workers = options.workers or default_workers()
+    address = options.address or cluster_here()
     choice = options.executor
     if choice == "auto":
         cost = sum(stage.seconds_per_row for stage in chain.recipe.stages) * sum(parts)
-        choice = "ray" if options.address or cost > RAY_WORTH_S else "local"
+        choice = "ray" if address or cost > RAY_WORTH_S else "local"
         if choice == "ray" and not _ray_installed():
             choice = "local"
     notify("executor", choice)
     if choice == "local":
-        return LocalExecutor(Environment(chain, store, retry, workers=workers), groups)
+        return LocalExecutor(Environment(chain, store, retry, workers=options.workers or default_workers()), groups)
     from pipeline.ray_executor import RayExecutor
 
-    return RayExecutor(chain, store, groups, workers, options.address, retry)
+    return RayExecutor(chain, store, groups, options.workers, address, retry)
+
+
+def cluster_here() -> str | None:
+    """The cluster that the environment names: in a job of Ray's jobs API it is the one that runs the job."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address.startswith(("http://", "https://")) else address or None  # those are for `ray job submit`
 
 
 def _ray_installed() -> bool:
