@@ -23,6 +23,7 @@ from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.executor import Crash, Done, default_workers
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
+from pipeline.preflight import unreachable
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
 from pipeline.run_view import RunView
@@ -260,7 +261,7 @@ def needs_actor(spec: dict[str, Any]) -> bool:
 
 
 def start_ray(workers: int, address: str | None) -> None:
-    """Connect to the cluster at `address`, or start Ray on this machine with `workers` CPUs. Raises Fatal."""
+    """Connect to the cluster at `address`, or start Ray on this machine with `workers` CPUs. Raises RecipeError, Fatal."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -276,5 +277,6 @@ def start_ray(workers: int, address: str | None) -> None:
         else:
             ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        place = f"at {address}" if address else "on this machine"
-        raise Fatal(f"Ray could not be reached {place}: {error}; check `ray status`, or run with --executor local") from error
+        if address:
+            raise RecipeError(unreachable(address, error)) from error
+        raise Fatal(f"Ray could not be started on this machine: {error}; check `ray status`, or run with --executor local") from error
