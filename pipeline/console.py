@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from rich.console import Console
@@ -38,6 +39,15 @@ def print_json(value: Any) -> None:
 def command_line() -> str:
     """The command that is running, as it can be typed again."""
     return shlex.join(["pairmill", *sys.argv[1:]])
+
+
+def some(names: Iterable[str], room: int = 140) -> str:
+    """'a, b, c and 17 more': as many names as fit into `room` characters (one at least), for a message that must stay short."""
+    known = [name if len(name) <= room else f"{name[:room]}..." for name in names]
+    shown = 1
+    while shown < len(known) and len(", ".join(known[: shown + 1])) <= room:
+        shown += 1
+    return ", ".join(known[:shown]) + (f" and {len(known) - shown:,} more" if len(known) > shown else "")
 
 
 def number(value: int) -> str:

@@ -23,6 +23,7 @@ from pipeline import doctor_machine, registry
 from pipeline.doctor_machine import OK, PROBLEM, WARNING, Check
 from pipeline.doctor_store import object_store
 from pipeline.errors import RecipeError
+from pipeline.preflight import check_address
 from pipeline.recipe import Recipe, apply_overrides, load_recipe, read_recipe
 from pipeline.storage import ObjectPath, place_of
 
@@ -109,6 +110,10 @@ def _ray(address: str | None) -> Check:
     if not address:
         code, told = _child("import ray; print(ray.__version__)")
         return Check("ray", OK, f"{told} can be imported") if not code else Check("ray", PROBLEM, f"cannot be imported: {told}", "install it again")
+    try:
+        check_address(address)
+    except RecipeError as error:
+        return Check("ray", PROBLEM, str(error), "check `ray status` there and the port")
     script = (
         "import logging, sys, ray; ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False); r = ray.cluster_resources(); "
         "print(f\"{len(ray.nodes())} nodes, {r.get('CPU', 0):g} CPUs, {r.get('GPU', 0):g} GPUs, Ray {ray.__version__}\")"

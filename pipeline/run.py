@@ -17,6 +17,7 @@ from pipeline.executor import Executor, LocalExecutor, default_workers
 from pipeline.files import read_metadata, remove_temporaries
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
+from pipeline.preflight import check_address, check_devices, take_lock
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
@@ -66,11 +67,13 @@ def run(
     started = time.perf_counter()
     root = place_of(out)
     check_options(options)
+    if not options.address:  # the machines of a cluster may have what this one lacks
+        check_devices(recipe)
     chain = Chain(recipe, facts)
     lock = RunLock(root)
     store = Store(root, lock.token)
     check_directory(store, chain)
-    lock.acquire()
+    take_lock(lock)
     if lock.warning:
         notify("warning", lock.warning)
     try:
@@ -88,6 +91,7 @@ def run(
             except BudgetExceeded as error:
                 _note_stop(store, error)
                 raise
+            executor.release_models()
             view = RunView(chain, store, parts)
             problems = list(view.check_counts())
             if problems:
@@ -101,12 +105,13 @@ def run(
 
 
 def check_options(options: RunOptions) -> None:
-    """Raises RecipeError for an executor that is not known or not installed, before anything is read or written."""
+    """Raises RecipeError for an executor that is not known or not installed and a cluster that does not answer, before anything is read or written."""
     if options.executor not in ("auto", "local", "ray"):
         raise RecipeError(f"--executor {options.executor}: must be auto, local or ray")
     if (options.executor == "ray" or options.address) and not _ray_installed():
         wanted = "--executor ray" if options.executor == "ray" else f"--address {options.address}"
         raise RecipeError(f"{wanted}: Ray is not installed; install pairmill[ray], or use --executor local")
+    check_address(options.address)
 
 
 def check_directory(store: Store, chain: Chain) -> None:

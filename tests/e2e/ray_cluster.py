@@ -61,7 +61,7 @@ class RayCluster:
         options = [f"--num-cpus={cpus}", f"--object-store-memory={NODE_MEMORY}", "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / node}"]
         options += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *options]
-        done = subprocess.run(command, env=self.environment(node), capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(command, env=self.environment(node), capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def add_node(self, cpus: int = 1) -> str:

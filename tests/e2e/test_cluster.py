@@ -20,6 +20,7 @@ from tests.e2e.ray_cluster import RayCluster, until
 from tests.pipeline.s3_server import BUCKET, S3Server, running
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.timeout(900)  # starts of Ray take their time on a busy machine
 TABLE = "s3://bucket/in/urls.parquet"
 
 
@@ -75,10 +76,10 @@ class Job:
         command = [sys.executable, "-m", "pipeline.cli", "run", "recipe.yaml", "--out", self.s3.place(self.out), "--set", f"input.table={TABLE}"]
         with self.cluster.submit([*command, "--progress", "json"], [f"--working-dir={folder}"]) as job:
             try:
-                came = until(lambda: job.poll() is not None or moment(node), 120) and job.poll() is None
+                came = until(lambda: job.poll() is not None or moment(node), 240) and job.poll() is None
                 self.cluster.kill(node)
                 before, place = self.commits(), len(self.s3.requests)
-                told = job.communicate(timeout=150)[0]
+                told = job.communicate(timeout=300)[0]
             finally:
                 job.kill()
         assert came, f"the moment to kill did not come\n{told}"
