@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ def run(
     facts: of the input, where they are known from an earlier run and the input itself need not be seen.
     """
     options = options or RunOptions()
+    if options.executor != "local" and options.address is None:
+        options = replace(options, address=cluster_here())
     started = time.perf_counter()
     root = place_of(out)
     check_options(options)
@@ -174,11 +176,10 @@ def make_executor(
     chain: Chain, store: Store, groups: list[Group], parts: list[int], options: RunOptions, retry: Retry, notify: Notify
 ) -> Executor:
     """The executor asked for; 'auto' takes the plain loop for work estimated under 30 s (Ray needs about 10 s to start)."""
-    address = options.address or cluster_here()
     choice = options.executor
     if choice == "auto":
         cost = sum(stage.seconds_per_row for stage in chain.recipe.stages) * sum(parts)
-        choice = "ray" if address or cost > RAY_WORTH_S else "local"
+        choice = "ray" if options.address or cost > RAY_WORTH_S else "local"
         if choice == "ray" and not _ray_installed():
             choice = "local"
     notify("executor", choice)
@@ -186,7 +187,7 @@ def make_executor(
         return LocalExecutor(Environment(chain, store, retry, workers=options.workers or default_workers()), groups)
     from pipeline.ray_executor import RayExecutor
 
-    return RayExecutor(chain, store, groups, options.workers, address, retry)
+    return RayExecutor(chain, store, groups, options.workers, options.address, retry)
 
 
 def cluster_here() -> str | None:
