@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
             watch.look()
             time.sleep(0.5)
     seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = log.read_text().splitlines()
     if process.returncode:
         raise SystemExit(f"the run ended with exit code {process.returncode}: {lines[-5:]}")
@@ -127,7 +129,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "rows": options.rows, "rows_per_part": options.rows_per_part, "workers": options.workers, "seconds": round(seconds, 1),
-        "rows_per_s": round(options.rows / seconds), "phases": phases(events), "worker_seconds": stage_seconds(events),
+        "cpu_seconds_of_the_driver": round(used.ru_utime + used.ru_stime, 1), "rows_per_s": round(options.rows / seconds), "phases": phases(events), "worker_seconds": stage_seconds(events),
         "peak_GiB": {name: round(peak, 2) for name, peak in sorted(watch.peaks.items(), key=lambda item: -item[1])[:6]},
         "files": len(files), "bytes_per_row": round(sum(path.stat().st_size for path in files) / options.rows, 1),
         "table_bytes_per_row": round(table.stat().st_size / options.rows, 1), "kept": summary["rows"]["kept"],

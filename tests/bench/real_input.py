@@ -113,7 +113,7 @@ class Experiment:
         return self.out / "run" / "pretrain" / f"{name}_{self.seed}" / "export"
 
     def run(self, stages: list[Any], jobs: list[Any], table: str = "train", eta: float = 0.3, models: bool = False) -> RunResult:
-        download = {"allow_private": True, "retries": 2, "resize_mode": "keep_ratio", "image_size": 96, "only_if_bigger": True}
+        download = {"allow_private": True, "retries": 3, "timeout_s": 120, "resize_mode": "keep_ratio", "image_size": 96, "only_if_bigger": True}
         recipe = {
             "name": f"real_input_{table}",
             "input": {"kind": "url_table", "table": str(self.out / f"{table}.parquet"), "rows_per_part": 5000},
