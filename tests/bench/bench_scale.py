@@ -128,8 +128,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
     files = [path for path in out.rglob("*") if path.is_file()]
     summary = json.loads((folder / "summary.json").read_text())
     return {
-        "rows": options.rows, "rows_per_part": options.rows_per_part, "workers": options.workers, "seconds": round(seconds, 1),
-        "cpu_seconds_of_the_driver": round(used.ru_utime + used.ru_stime, 1), "rows_per_s": round(options.rows / seconds), "phases": phases(events), "worker_seconds": stage_seconds(events),
+        "rows": options.rows, "rows_per_part": options.rows_per_part, "workers": options.workers,
+        "seconds": round(seconds, 1), "cpu_seconds_of_the_driver": round(used.ru_utime + used.ru_stime, 1), "rows_per_s": round(options.rows / seconds),
+        "phases": phases(events), "worker_seconds": stage_seconds(events),
         "peak_GiB": {name: round(peak, 2) for name, peak in sorted(watch.peaks.items(), key=lambda item: -item[1])[:6]},
         "files": len(files), "bytes_per_row": round(sum(path.stat().st_size for path in files) / options.rows, 1),
         "table_bytes_per_row": round(table.stat().st_size / options.rows, 1), "kept": summary["rows"]["kept"],
