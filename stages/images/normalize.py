@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 
 from schemas.outcome import FailureCode
+from stages.images.buffers import Bytes
 from stages.images.decode import DEFAULT_PIXEL_LIMIT, check_size, decode, verify
 from stages.images.header import ImageError, ImageHeader, damaged, own_header, read_header
 
@@ -20,6 +21,7 @@ ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center
 EncodeFormat = Literal["jpg", "png", "webp"]
 STORED_FORMATS = frozenset({"jpg", "png", "webp"})
 
+_HEADER_BYTES = 1 << 16  # an image whose size stands behind them is left to a decoder
 _SHORT_SIDE = frozenset({"keep_ratio", "center_crop"})
 
 cv2.setNumThreads(1)  # one image per thread: OpenCV's own threads would only compete
@@ -42,7 +44,7 @@ class ImageRules:
 class StoredImage:
     """An image as it is stored; sizes in pixels, upright; `format` is also its file extension."""
 
-    data: bytes
+    data: Bytes
     format: str
     width: int
     height: int
@@ -74,9 +76,9 @@ def normalize(data: bytes, rules: ImageRules) -> StoredImage:
     return StoredImage(encoded, rules.encode_format, pixels.shape[1], pixels.shape[0], width, height)
 
 
-def kept_by_header(data: bytes, rules: ImageRules) -> StoredImage | None:
+def kept_by_header(data: Bytes, rules: ImageRules) -> StoredImage | None:
     """The image as it came, where its header alone says so and no codec has to be asked; else None. Raises ImageError."""
-    header = own_header(data)
+    header = own_header(bytes(data[:_HEADER_BYTES]))
     if header is None or not _stays(header, rules):
         return None
     check_size(header, rules.pixel_limit)
