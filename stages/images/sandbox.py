@@ -146,7 +146,7 @@ class Sandbox(Decoders):
     def _settle(self, message: bytes) -> bool:
         """End one request: read its answer, give its slot to the next in line, tell who waits. False where the answer is none."""
         try:
-            facts = json.loads(message)
+            facts = json.loads(message.decode())
             number = facts["number"]
             request = self._sent[number]
             payload = os.pread(self._slots[request.slot], facts.get("bytes", 0), 0)
