@@ -167,7 +167,7 @@ class VllmChat:
         options: dict[str, Any] = {"max_tokens": wanted.max_tokens, "temperature": wanted.temperature, "top_p": wanted.top_p, "seed": wanted.seed}
         if wanted.numbers:
             if not self._number_ids:
-                raise Fatal(f"models: {self.weights}: its tokenizer has no number as one token, so numbers have no probability; switch `expectation` off")
+                raise Fatal(f"models: {self.weights}: its tokenizer splits numbers into several tokens, so they have no probability as one; switch `expectation` off")
             options |= {"logprobs": len(self._number_ids), "logprob_token_ids": sorted(self._number_ids)}
         if wanted.choices:
             options["structured_outputs"] = StructuredOutputsParams(choice=list(wanted.choices))
