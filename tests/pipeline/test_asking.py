@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import answer_cache
 from pipeline.answer_cache import MOST_FILES, AnswerCache
-from pipeline.asking import DEAD_ROWS, Asking
+from pipeline.asking import DEAD_REQUESTS, Asking
 from pipeline.errors import EngineDied, Fatal
 from pipeline.models import Gate, LocalModel
 from pipeline.store import Store
@@ -160,6 +160,14 @@ def test_a_request_that_ends_the_engine_fails_alone(tmp_path: Path) -> None:
     assert [answer.text for at, answer in enumerate(answers) if at not in failed] == [f"P{i}" for i in range(30) if i not in failed]
 
 
+def test_several_requests_in_a_row_that_end_the_engine_are_no_dead_engine_while_others_are_answered(tmp_path: Path) -> None:
+    engine = Engine(poison=frozenset(f"p{i}" for i in range(10, 18)), seconds=0.002)
+    one = asking(engine, tmp_path)
+    one.ask([Ask("good")]).result()
+    answers = one.ask([Ask(f"p{i}") for i in range(30)]).result()
+    assert {at for at, answer in enumerate(answers) if isinstance(answer, Failure)} == set(range(10, 18))
+
+
 def test_a_model_that_works_through_batches_is_asked_in_one_call_and_then_one_by_one(tmp_path: Path) -> None:
     engine = Engine(poison=frozenset({"p2"}))
     answers = asking(engine, tmp_path, concurrency=1).ask([Ask(f"p{i}") for i in range(5)]).result()
@@ -169,7 +177,7 @@ def test_a_model_that_works_through_batches_is_asked_in_one_call_and_then_one_by
 
 def test_an_engine_that_answers_nothing_stops_the_run(tmp_path: Path) -> None:
     engine = Engine(poison=frozenset(f"p{i}" for i in range(20)))
-    with pytest.raises(Fatal, match=f"{DEAD_ROWS} requests in a row"):
+    with pytest.raises(Fatal, match=f"{DEAD_REQUESTS} requests in a row"):
         asking(engine, tmp_path).ask([Ask(f"p{i}") for i in range(20)]).result()
 
 

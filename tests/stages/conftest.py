@@ -157,7 +157,8 @@ def tiny_mllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_spec(tiny_mllm: Path) -> dict[str, Any]:
     """Entry of a models table for the one vLLM of a test run: runs in this process that name it share its engine."""
     pytest.importorskip("vllm")
-    return {"kind": "vllm", "weights": str(tiny_mllm), "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "processor_cache_gb": 0.25}
+    options = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "processor_cache_gb": 0.25}
+    return {"kind": "vllm", "weights": str(tiny_mllm), **options}
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,10 @@ def make(instance: str = "", **params: Any) -> Caption:
 def test_values_of_a_caption() -> None:
     found = ask(make(), Scripted(" A red dog \n runs. "), [row("alt", at=1)])
     assert found == [
-        {"text": "A red dog runs.", "model": "scripted", "prompt": "caption_short@1", "n_tokens": 5, "cut_by_clip_window": False, "finish_reason": "stop", "seed": None}
+        {
+            "text": "A red dog runs.", "model": "scripted", "prompt": "caption_short@1", "n_tokens": 5, "cut_by_clip_window": False,
+            "finish_reason": "stop", "seed": None,
+        }
     ]  # fmt: skip
 
 
@@ -58,7 +61,8 @@ def test_tokens_are_clips_without_start_and_end() -> None:
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        ("", "bad_answer"), (" ... ", "bad_answer"), ("I'm sorry, but I can't help.", "refusal"), ("I cannot see images", "refusal"), ("As an AI model", "refusal"),
+        ("", "bad_answer"), (" ... ", "bad_answer"), ("I'm sorry, but I can't help.", "refusal"), ("I cannot see images", "refusal"),
+        ("As an AI model", "refusal"),
         (ChatAnswer("no", 1, "refused"), "refusal"), (ChatAnswer("a dog that", 3, "length"), "truncated"),
     ],
 )  # fmt: skip

@@ -25,7 +25,8 @@ def make(**params: Any) -> MllmScore:
     ("text", "score"),
     [
         ("87", 87), ("87\n...", 87), ("87,", 87), ("87;,", 87), (" 0 \nbecause", 0), ("100", 100), ("007", 7),
-        ("n/a", None), ("", None), ("101", None), ("-3", None), ("87.5", None), ("eighty", None), ("87 points", None), ("²", None), ("８７", None), ("\n87", 87),
+        ("n/a", None), ("", None), ("101", None), ("-3", None), ("87.5", None), ("eighty", None), ("87 points", None), ("²", None),
+        ("８７", None), ("\n87", 87),
     ],
 )  # fmt: skip
 def test_answers_are_read_as_the_recipe_says(text: str, score: int | None) -> None:

@@ -199,6 +199,7 @@ def test_wrong_specs_are_refused() -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(900)
 def test_vllms_own_server_gives_the_engines_answers(vllm_spec: dict[str, Any], vllm_server: str, load: Callable[..., kind.HttpChat]) -> None:
     engine = local_model(vllm_spec).model
     requests = [request(at, f"describe {at}") for at in range(6)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.asking import Asking
 from pipeline.answer_cache import AnswerCache
+from pipeline.asking import Asking
 from pipeline.models import LocalModel, local_model
 from pipeline.store import Store
 from schemas.outcome import Failure, FailureCode
