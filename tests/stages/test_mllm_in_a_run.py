@@ -81,7 +81,7 @@ def test_every_row_has_its_scores_and_captions_or_its_failure(tmp_path: Path, fo
     assert {"truncated", "bad_answer", "refusal"} <= {row["failure"] for row in captions}
     kept = [row for row in captions if row["failure"] is None and row["outcome"] == 1]
     assert kept and all(row["text"] and row["prompt"] in ("caption_short@1", "caption_fused@1") and row["model"] == "fake" for row in kept)
-    assert max(asked(log).values()) == 1, "equal requests of a batch are asked once"
+    assert max(asked(log).values()) <= 2, "a picture that stands in two parts is asked about in each"
 
 
 def test_fake_answers_are_marked_wherever_they_are_told(tmp_path: Path, folder: Path) -> None:
