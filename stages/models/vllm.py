@@ -154,7 +154,7 @@ class VllmChat:
         except EngineDeadError as error:
             raise EngineDied(f"vLLM's engine process ended: {error}") from error
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
-            cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
+            cause = _root(error)
             if is_fatal(cause):
                 raise Fatal(f"models: {self.weights}: {type(cause).__name__}: {cause}") from error
             return Failure(FailureCode.MODEL_ERROR, f"{type(cause).__name__}: {cause}")
@@ -186,3 +186,10 @@ class VllmChat:
                 number = self._number_ids[token]
                 found[number] = found.get(number, 0.0) + math.exp(logprob.logprob)
         return found
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was wrong at first: the errors around it name objects by their address, which differs from run to run."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -36,13 +36,15 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def go(folder: Path, out: Path, log: Path | None = None, minimum: float = 30, late: bool = False, second: str = "dense", **fake: Any) -> RunResult:
     spec = {"kind": "fake", "failures": {"bad_answer": 0.03, "model_error": 0.03, "truncated": 0.05}, **fake, **({"log": str(log)} if log else {})}
     stages = [
-        "read_images", {"mllm_score": {"aspects": ["image_text_matching"], "thresholds": {"image_text_matching": minimum}}},
+        "read_images",
+        {"mllm_score": {"aspects": ["image_text_matching"], "thresholds": {"image_text_matching": minimum}}},
         {"caption_short": {"use": "caption"}}, {"caption_second": {"use": "caption", "format": second}},
         {"score_again": {"use": "mllm_score", "aspects": ["caption_text_quality"], "thresholds": {"caption_text_quality": 10}}},
-        {"caption_merged": {"use": "caption", "prompt": "caption_merged", "fields": {"caption": "caption_short.text", "tags": "caption_second.text"}}}, "select",
+        {"caption_merged": {"use": "caption", "prompt": "caption_merged", "fields": {"caption": "caption_short.text", "tags": "caption_second.text"}}},
+        "select",
     ]  # fmt: skip
-    given = {"input": {"kind": "image_folder", "folder": str(folder), "rows_per_part": 25}, "models": {"mllm": spec}, "stages": stages, "jobs": ["write_shards"]}
-    given["decide"] = "late" if late else "early"
+    given = {"input": {"kind": "image_folder", "folder": str(folder), "rows_per_part": 25}, "models": {"mllm": spec}, "stages": stages}
+    given |= {"jobs": ["write_shards"], "decide": "late" if late else "early"}
     return run(build_recipe(given), out, RunOptions(executor="local"))
 
 
