@@ -78,11 +78,12 @@ def _plain(text: str) -> str:
 
 
 def number_ids(tokenizer: Any) -> dict[int, int]:
-    """Token id -> number, for the numbers 0 to 100 that are one token, with or without a space before them."""
+    """Token id -> number from 0 to 100, with or without a space before it; empty where one of them is several tokens, for then the
+    probability of a first token says nothing of the number (Qwen's tokenizers, for example, split numbers into digits)."""
     found: dict[int, int] = {}
     for number in range(101):
         for text in (str(number), f" {number}"):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             if len(ids) == 1:
                 found[ids[0]] = number
-    return found
+    return found if len(set(found.values())) == 101 else {}

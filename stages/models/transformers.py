@@ -105,11 +105,14 @@ class TransformersChat:
 
     def _generate(self, requests: list[ChatRequest], prompts: list[str]) -> list[ChatAnswer | Failure]:
         import torch
+        from PIL import Image
 
         from stages.models.drawing import Allowed, Draw
 
         sampling = requests[0].sampling
-        images = [[request.image] for request in requests] if requests[0].image is not None else None
+        images = None
+        if requests[0].image is not None:  # not as arrays: of a very narrow one the processors guess wrong which side the colours are
+            images = [[Image.fromarray(request.image)] for request in requests if request.image is not None]
         inputs = self.processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt").to(self.model.device)
         lengths = inputs["attention_mask"].sum(1).tolist()
         longest = max(lengths)
@@ -151,7 +154,7 @@ class TransformersChat:
     def _probabilities(self, logits: torch.Tensor) -> dict[int, float]:
         """Probability of each number as first token; a number with and one without a space before it count together."""
         if not self._number_ids:
-            raise Fatal("models: the tokenizer has no number as one token, so numbers have no probability; switch `expectation` off")
+            raise Fatal("models: the tokenizer splits numbers into several tokens, so they have no probability as one; switch `expectation` off")
         probabilities = logits.float().softmax(-1)
         found: dict[int, float] = {}
         for token, number in self._number_ids.items():
