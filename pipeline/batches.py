@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.answer_cache import AnswerCache
+from pipeline.asking import Asking
 from pipeline.blobs import ImageRef
 from pipeline.budget import Breaker
 from pipeline.chain import Node
@@ -82,6 +84,7 @@ class BatchRunner:
         self.breaker = breaker
         self.calls = 0
         self._images: ImageWindows | None = None
+        self._asking: Asking | None = None
 
     def run(self, rows: np.ndarray) -> Computed:
         """Compute rows (int64 indices into the part). Raises Fatal for what no row is to blame for."""
@@ -89,11 +92,17 @@ class BatchRunner:
         done: list[tuple[np.ndarray, Computed]] = []
         if len(rows):
             self._images = self._plan_images(rows)
+            self._asking = self._open_cache() if self.stage.asks_each else None
             batches = list(self._batches(rows))
             run = self._with_model if self.stage.uses_model else self._plainly
-            for batch, computed in run(batches):
-                self._count(batch, computed.failures)
-                done.append((batch, computed))
+            try:
+                for batch, computed in run(batches):
+                    self._count(batch, computed.failures)
+                    done.append((batch, computed))
+            finally:
+                if self._asking is not None:
+                    self._asking.cache.flush()
+                    self.calls = self._asking.sent
         order = np.concatenate([batch for batch, _ in done]) if done else np.empty(0, np.int64)
         back = pa.array(np.argsort(order, kind="stable"))
         columns = {
@@ -150,8 +159,17 @@ class BatchRunner:
         assert self.context.model is not None
         self.env.note(self.node, self.view.part, batch.tolist())
         request = self.stage.prepare(rows, self.context)
+        if self._asking is not None:
+            return self._asking.ask(request)
         self.calls += 1
         return self.context.model.submit(self.stage.model_method, request)
+
+    def _open_cache(self) -> Asking:
+        """The cached answers of this part. Where failures are to be tried again, their requests are sent, not looked up."""
+        model, part = self.context.model, self.view.part
+        assert model is not None
+        read = not self.env.retry.codes(self.node.name, part)
+        return Asking(model, self.stage.model_method, AnswerCache(self.env.store, model.digest, part, read))
 
     def _drain(self, batch: np.ndarray, rows: list[Any], future: Future[Any]) -> Iterator[tuple[np.ndarray, Computed]]:
         try:

@@ -53,6 +53,10 @@ class Executor(Protocol):
         """Results of a job's tasks, in the order of the tasks."""
         ...
 
+    def release_models(self) -> None:
+        """All stages are done: end what was started for models, so that jobs have the memory."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -81,6 +85,9 @@ class LocalExecutor:
         plugin = self.env.chain.recipe.jobs[job]
         for task in tasks:
             yield plugin.run_task(run, task)
+
+    def release_models(self) -> None:
+        """Models stay loaded in this process: a further run in it finds them there."""
 
     def close(self) -> None:
         self._queue.clear()

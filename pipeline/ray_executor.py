@@ -1,4 +1,4 @@
-"""Tasks on Ray: plain tasks for group work, named actors for models that must be shared. The only module that imports Ray."""
+"""Tasks on Ray: plain tasks for group work; the models' actors are in `ray_models`, and no other module imports Ray."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, NodeDiedError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, RayActorError, RayError, WorkerCrashedError
 
 from pipeline import models, registry
 from pipeline.chain import Chain, InputFacts
@@ -23,13 +21,13 @@ from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.executor import Crash, Done
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
+from pipeline.ray_models import NAMESPACE, RayModel, needs_actor, start_actors
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
 from pipeline.run_view import RunView
 from pipeline.storage import Place
 from pipeline.store import Store
 
-NAMESPACE = "pairmill"
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -59,9 +57,23 @@ def _in_worker(spec: WorkerSpec) -> tuple[Environment, list[Group]]:
             registry.import_file(plugin)
         chain = Chain(build_recipe(spec.recipe), spec.facts)
         env = Environment(chain, Store(spec.root, spec.token), spec.retry, workers=spec.workers, nodes=spec.nodes)
-        env.model_for = lambda name: RayModel(spec.actors[name]) if name in spec.actors else models.local_model(chain.recipe.models[name])
+        env.model_for = lambda name: _model_of(name, spec, chain)
         _environment = (spec.token, env, make_groups(chain))
     return _environment[1], _environment[2]
+
+
+_handles: dict[tuple[str, str], RayModel] = {}
+
+
+def _model_of(name: str, spec: WorkerSpec, chain: Chain) -> Any:
+    """The handle of a model in this worker process: of its actors, or of the model in this process."""
+    model = chain.recipe.models[name]
+    if name not in spec.actors:
+        return models.local_model(model)
+    key = (spec.token, name)
+    if key not in _handles:
+        _handles[key] = RayModel(spec.actors[name], models.concurrency(model))
+    return _handles[key]
 
 
 def note_place(root: Place, token: str, task: GroupTask) -> Place:
@@ -96,65 +108,6 @@ def _work_job(spec: WorkerSpec, job: int, parts: list[int], task: Any) -> Any:
     return env.chain.recipe.jobs[job].run_task(run, task)
 
 
-@ray.remote(max_restarts=-1)
-class ModelActor:
-    """One replica of a model."""
-
-    def __init__(self, spec: dict[str, Any]):
-        self.model = registry.load_model(spec)
-
-    def facts(self) -> tuple[str, dict[str, Any]]:
-        return str(self.model.digest), dict(self.model.describe())
-
-    def call(self, method: str, request: Any) -> tuple[Any, float]:
-        started = time.perf_counter()
-        return getattr(self.model, method)(request), time.perf_counter() - started
-
-
-class RayModel:
-    """Handle of a model that lives in named actors; each call goes to the replica with the fewest open calls of this process."""
-
-    def __init__(self, names: list[str]):
-        self.actors = [ray.get_actor(name, NAMESPACE) for name in names]
-        self._open: list[list[Any]] = [[] for _ in names]
-        self.digest: str
-        self._facts: dict[str, Any]
-        self.digest, self._facts = ray.get(self.actors[0].facts.remote())
-        self._seconds: float = 0.0
-
-    def describe(self) -> dict[str, Any]:
-        return self._facts
-
-    def submit(self, method: str, request: Any) -> Future[Any]:
-        for place, calls in enumerate(self._open):
-            if calls:
-                self._open[place] = ray.wait(calls, num_returns=len(calls), timeout=0)[1]
-        place = min(range(len(self.actors)), key=lambda i: (len(self._open[i]), (i + os.getpid()) % len(self.actors)))
-        reference: Any = self.actors[place].call.remote(method, request)
-        self._open[place].append(reference)
-        return _ActorFuture(reference, self)
-
-    def seconds(self) -> float:
-        return self._seconds
-
-
-class _ActorFuture(Future[Any]):
-    """A Ray call behind the Future interface that stages' tasks use."""
-
-    def __init__(self, reference: Any, model: RayModel):
-        super().__init__()
-        self.reference = reference
-        self.model = model
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            answer, seconds = ray.get(self.reference, timeout=timeout)
-        except GetTimeoutError:
-            raise TimeoutError(f"the model gave no answer within {timeout:g} s") from None
-        self.model._seconds += seconds
-        return answer
-
-
 class RayExecutor:
     """Keeps a bounded number of tasks in flight on a Ray cluster (one started here, or that of `address`)."""
 
@@ -168,18 +121,15 @@ class RayExecutor:
         self.workers = workers if address is None else min(workers, int(ray.cluster_resources().get("CPU", workers)))
         self.capacity = self.workers + max(1, self.workers // 4)  # one more than runs, so that no worker waits for the driver
         self._actors: list[Any] = []
-        actors = {name: self._start_actors(name, spec, store.token) for name, spec in chain.recipe.models.items() if needs_actor(spec)}
+        actors: dict[str, list[str]] = {}
+        for name, spec in chain.recipe.models.items():
+            if needs_actor(spec):
+                actors[name], made = start_actors(name, spec, store.token)
+                self._actors += made
         recipe, plugins = chain.recipe.resolved, registry.imported_files
         self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
         self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
-
-    def _start_actors(self, name: str, spec: dict[str, Any], token: str) -> list[str]:
-        gpus = float(spec.get("gpu_share", 1 if ray.cluster_resources().get("GPU") else 0))
-        names = [f"{token}-{name}-{replica}" for replica in range(int(spec.get("replicas", 1)))]
-        options = {"num_gpus": gpus, "num_cpus": float(spec.get("num_cpus", 0)), "namespace": NAMESPACE}
-        self._actors += [ModelActor.options(name=actor, **options).remote(spec) for actor in names]  # type: ignore[attr-defined]
-        return names
 
     def submit(self, task: GroupTask) -> None:
         self._running[_work.remote(self.spec_ref, task)] = task
@@ -220,29 +170,22 @@ class RayExecutor:
             if later:
                 waiting.append(_work_job.remote(self.spec_ref, job, run.parts, later.pop(0)))
 
-    def close(self) -> None:
+    def release_models(self) -> None:
         for actor in self._actors:
             try:
                 ray.kill(actor)
             except RayActorError:
                 continue
+        self._actors = []
+
+    def close(self) -> None:
+        self.release_models()
         ray.shutdown()
 
 
 def live_nodes() -> int:
     """Machines of the cluster that can run tasks."""
     return max(1, sum(bool(node["Alive"]) and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
-
-
-def needs_actor(spec: dict[str, Any]) -> bool:
-    """Models go into actors of their own where there is a GPU (or the recipe says so); on CPUs each worker holds its own,
-    which saves sending decoded images through the object store."""
-    placement = spec.get("placement", "auto")
-    if placement not in ("auto", "task", "actor"):
-        raise RecipeError(f"models: placement must be auto, task or actor, found {placement!r}")
-    if placement == "auto":
-        return bool(ray.cluster_resources().get("GPU")) and spec.get("device", "auto") != "cpu"
-    return placement == "actor"
 
 
 def start_ray(workers: int, address: str | None) -> None:

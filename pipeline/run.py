@@ -84,6 +84,7 @@ def run(
             except BudgetExceeded as error:
                 _note_stop(store, error)
                 raise
+            executor.release_models()
             view = RunView(chain, store, parts)
             problems = list(view.check_counts())
             if problems:

@@ -107,6 +107,8 @@ class Stage:
     decodes_images: bool = False  # fails each row whose stored image cannot be decoded whole
     resources: str = "cpu"  # consecutive stages of one part with equal resources run as one task
     model_method: str = ""
+    asks_each: bool = False  # `prepare` gives a list of requests that are answered, cached and sent again one by one (pipeline.asking)
+    bare_names: bool = True  # False: its columns are read as '<instance>.<column>' alone, and never stand in for an earlier column of that name
     seconds_per_row: float = 1e-5  # rough cost on one core, only to choose an executor
     budget: Budget = Budget()
 
@@ -122,6 +124,10 @@ class Stage:
     def check(self, available: Mapping[str, ColumnType]) -> None:
         """Called once when the recipe is read, with the columns before this stage. Raises RecipeError where parameters
         name what is not there."""
+
+    def compute_facts(self) -> Any:
+        """What makes the values beside parameters and model, as plain JSON values (such as a prompt's text); None for nothing."""
+        return None
 
     def setup(self, ctx: Context) -> None:
         """Called once per process before the first `compute`; cheap, or cached in the process."""

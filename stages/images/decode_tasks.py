@@ -15,6 +15,7 @@ import numpy as np
 
 from stages.images.crop import crop_image
 from stages.images.decode import decode, verify
+from stages.images.fit import fit_image
 from stages.images.header import ImageError, read_header
 from stages.images.normalize import ImageRules, normalize
 
@@ -74,4 +75,9 @@ def _crop(data: bytes, **view: Any) -> tuple[Facts, Payload]:
     return {"shape": pixels.shape}, np.ascontiguousarray(pixels)
 
 
-TASKS: dict[str, Callable[..., tuple[Facts, Payload]]] = {"normalize": _normalize, "check": _check, "pixels": _pixels, "crop": _crop}
+def _fit(data: bytes, max_pixels: int) -> tuple[Facts, Payload]:
+    pixels = fit_image(data, max_pixels)
+    return {"shape": pixels.shape}, np.ascontiguousarray(pixels)
+
+
+TASKS: dict[str, Callable[..., tuple[Facts, Payload]]] = {"normalize": _normalize, "check": _check, "pixels": _pixels, "crop": _crop, "fit": _fit}

@@ -77,6 +77,10 @@ class Decoders:
         """Pixels uint8 [size, size, 3], see `stages.images.crop`."""
         return self.submit(task_bytes("crop", size=size, mode=mode, filter=filter), data, _array)
 
+    def fit(self, data: bytes, max_pixels: int) -> Future[np.ndarray | Failure]:
+        """Pixels uint8 [H, W, 3] of at most `max_pixels` pixels, see `stages.images.fit`."""
+        return self.submit(task_bytes("fit", max_pixels=max_pixels), data, _array)
+
     def decode_pixels(self, images: Iterable[bytes], **options: int) -> list[np.ndarray | Failure]:
         """`pixels` of several images, decoded side by side, in their order."""
         return [future.result() for future in [self.pixels(data, **options) for data in images]]

@@ -53,14 +53,15 @@ def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings
     for node in chain.nodes:
         for column, resolved in [*((c, False) for c in node.writes if c not in node.resolves), *((c, True) for c in node.resolves)]:
             ref = Ref(node.index, column, resolved)
-            full, last = chain.full_name(ref), chain.find_column(column) == ref
+            full, last = chain.full_name(ref), chain.find_column(chain.readable_name(node, column)) == ref
+            bare = node.stage is None or node.stage.bare_names
             stores = node.stage is not None and node.stage.writes_blobs
             place = column in LOCATION_COLUMNS and (stores or node.index == 0)
             if column in left_out or full in left_out or full == "source.sample_id" or place:
                 continue
-            if column in _GATHERED and (not last or column == "texts"):
+            if bare and column in _GATHERED and (not last or column == "texts"):
                 continue
-            own = node.index == 0 if column in _SOURCE_OWN else last and column not in RESERVED_COLUMNS
+            own = node.index == 0 if column in _SOURCE_OWN else bare and last and column not in RESERVED_COLUMNS
             name, kind = column if own else full, chain.type_of(ref)
             if isinstance(kind, Vector):
                 vectors[name] = full
