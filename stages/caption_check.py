@@ -178,20 +178,9 @@ class CaptionCheck(Stage):
     def _similarities(self, row: Row, embedding: np.ndarray | None) -> dict[str, float | None]:
         if embedding is None:
             return dict.fromkeys(("s_xt", "s_xc", "s_tc"))
-        return {"s_xt": row["clip_score"], "s_xc": self._cosine(row["image_emb"], embedding), "s_tc": self._cosine(row["text_emb"], embedding)}
-
-    def _cosine(self, stored: np.ndarray | None, embedding: np.ndarray) -> float | None:
-        """Cosine with a stored embedding of unit length. Raises Fatal where the two are of different models."""
-        if stored is None:
-            return None
-        if len(stored) != len(embedding):
-            raise Fatal(
-                f"{self.instance}: the stored embeddings have {len(stored)} numbers, those of model {self.params.model!r} {len(embedding)}; "
-                "name the model of the clip_score stage"
-            )
-        unit = stored.astype(np.float64)
-        unit /= max(float(np.linalg.norm(unit)), 1e-12)  # stored as float16
-        return round(float(unit @ embedding.astype(np.float64)), 4)
+        where = f"{self.instance}: model {self.params.model!r}"
+        image, text = (stored_cosine(row[name], embedding, where) for name in ("image_emb", "text_emb"))
+        return {"s_xt": row["clip_score"], "s_xc": image, "s_tc": text}
 
     def _trust(self, row: Row, values: Mapping[str, Any], flags: Sequence[str]) -> float:
         """The rule at the head of this file."""
@@ -207,6 +196,20 @@ class CaptionCheck(Stage):
             evidence.append(float(np.clip((values["s_xc"] - low) / (high - low), 0, 1)))
         form = 0.5 if "cut_off" in flags else 1.0
         return round(form * (sum(evidence) / len(evidence) if evidence else 0.5), 4)
+
+
+def stored_cosine(stored: np.ndarray | None, embedding: np.ndarray, where: str) -> float | None:
+    """Cosine of a stored embedding (float16 [D]) and a new one of unit length [D], rounded to 1e-4; None where none is stored.
+
+    Raises Fatal, beginning with `where`, for embeddings of different width: they are of different models.
+    """
+    if stored is None:
+        return None
+    if len(stored) != len(embedding):
+        raise Fatal(f"{where} gives embeddings of {len(embedding)} numbers, the stored ones have {len(stored)}; name the model of the clip_score stage")
+    unit = stored.astype(np.float64)
+    unit /= max(float(np.linalg.norm(unit)), 1e-12)  # rounding to float16 changed its length
+    return round(float(unit @ embedding.astype(np.float64)), 4)
 
 
 def _counts(found: Richness | None) -> dict[str, int | None]:
