@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from pipeline.errors import EngineDied, Fatal, RecipeError
+from pipeline.errors import EngineDied, Fatal, RecipeError, is_fatal
 from schemas.outcome import Failure, FailureCode
 from stages.models.event_loop import LoopThread
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
@@ -154,7 +154,10 @@ class VllmChat:
         except EngineDeadError as error:
             raise EngineDied(f"vLLM's engine process ended: {error}") from error
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
-            return Failure(FailureCode.MODEL_ERROR, f"{type(error).__name__}: {error}")
+            cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
+            if is_fatal(cause):
+                raise Fatal(f"models: {self.weights}: {type(cause).__name__}: {cause}") from error
+            return Failure(FailureCode.MODEL_ERROR, f"{type(cause).__name__}: {cause}")
         made = last.outputs[0]
         reason = "length" if made.finish_reason == "length" else "stop"
         numbers = self._probabilities(made.logprobs) if request.sampling.numbers else None
@@ -168,7 +171,7 @@ class VllmChat:
         options: dict[str, Any] = {"max_tokens": wanted.max_tokens, "temperature": wanted.temperature, "top_p": wanted.top_p, "seed": wanted.seed}
         if wanted.numbers:
             if not self._number_ids:
-                raise Fatal(f"models: {self.weights}: its tokenizer splits numbers into several tokens, so they have no probability as one; switch `expectation` off")
+                raise Fatal(f"models: {self.weights} splits numbers into several tokens, which have no probability as one; switch `expectation` off")
             options |= {"logprobs": len(self._number_ids), "logprob_token_ids": sorted(self._number_ids)}
         elif wanted.yes_no and self._yes_no_ids:
             options |= {"logprobs": len(self._yes_no_ids), "logprob_token_ids": sorted(self._yes_no_ids)}

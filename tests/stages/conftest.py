@@ -157,4 +157,14 @@ def tiny_mllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_spec(tiny_mllm: Path) -> dict[str, Any]:
     """Entry of a models table for the one vLLM of a test run: runs in this process that name it share its engine."""
     pytest.importorskip("vllm")
-    return {"kind": "vllm", "weights": str(tiny_mllm), "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "processor_cache_gb": 0.25}
+    options = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "processor_cache_gb": 0.25}
+    return {"kind": "vllm", "weights": str(tiny_mllm), **options}
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_spec: dict[str, Any]) -> Iterator[str]:
+    """URL of vLLM's own OpenAI server, put before the engine that the other tests use; its model is called 'served'."""
+    from tests.stages.models.vllm_serving import serving
+
+    with serving(vllm_spec) as url:
+        yield url

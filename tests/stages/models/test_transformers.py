@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.errors import Fatal, RecipeError
 from schemas.outcome import Failure, FailureCode
-from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, image_digest, yes_share
+from stages.models.protocols import ChatAnswer, yes_share
+from tests.stages.models.asking_images import request
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from stages.models import transformers as kind  # noqa: E402
-
-
-def request(picture: int = 0, text: str = "describe the image", side: tuple[int, int] = (64, 96), **sampling: Any) -> ChatRequest:
-    pixels = np.random.default_rng(picture).integers(0, 255, (*side, 3), dtype=np.uint8)
-    return ChatRequest("a system text", text, pixels, image_digest(pixels), Sampling(**{"max_tokens": 12, **sampling}))
 
 
 @pytest.fixture(scope="module")
