@@ -198,16 +198,16 @@ class CaptionCheck(Stage):
         return round(form * (sum(evidence) / len(evidence) if evidence else 0.5), 4)
 
 
-def stored_cosine(stored: np.ndarray | None, embedding: np.ndarray, where: str) -> float | None:
-    """Cosine of a stored embedding (float16 [D]) and a new one of unit length [D], rounded to 1e-4; None where none is stored.
+def stored_cosine(stored: bytes | None, embedding: np.ndarray, where: str) -> float | None:
+    """Cosine of an embedding as stored (the bytes of float16 [D]) and a new one of unit length [D], rounded to 1e-4; None where none is stored.
 
     Raises Fatal, beginning with `where`, for embeddings of different width: they are of different models.
     """
     if stored is None:
         return None
-    if len(stored) != len(embedding):
-        raise Fatal(f"{where} gives embeddings of {len(embedding)} numbers, the stored ones have {len(stored)}; name the model of the clip_score stage")
-    unit = stored.astype(np.float64)
+    unit = np.frombuffer(stored, np.float16).astype(np.float64)
+    if len(unit) != len(embedding):
+        raise Fatal(f"{where} gives embeddings of {len(embedding)} numbers, the stored ones have {len(unit)}; name the model of the clip_score stage")
     unit /= max(float(np.linalg.norm(unit)), 1e-12)  # rounding to float16 changed its length
     return round(float(unit @ embedding.astype(np.float64)), 4)
 

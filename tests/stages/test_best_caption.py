@@ -28,7 +28,7 @@ def test_the_planted_best_of_five_is_found_in_all_of_a_hundred_rows() -> None:
     rows = []
     for at in range(100):
         image = embedded[at * 5 + best[at]] + rng.normal(0, 0.002, embedded.shape[1])  # nearest to the planted one, not equal to it
-        rows.append({f"{name}.text": texts[at * 5 + n] for n, name in enumerate(NAMES)} | {"image_emb": image.astype(np.float16)})
+        rows.append({f"{name}.text": texts[at * 5 + n] for n, name in enumerate(NAMES)} | {"image_emb": image.astype(np.float16).tobytes()})
     stage, handle = BestCaption(BestCaption.Params(of=NAMES, model="clip")), LocalModel(clip)
     ctx = Context("best_caption", 0, model=handle)
     found = stage.finish(rows, handle.submit(stage.model_method, stage.prepare(rows, ctx)).result(), ctx)

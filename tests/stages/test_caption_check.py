@@ -139,7 +139,7 @@ def compare(clip: Any, rows: list[dict[str, Any]], **params: Any) -> list[Any]:
 
 def test_similarities_are_cosines_with_what_is_stored(clip: Any) -> None:
     image, alt = clip.embed_texts(["anything", "a dog on a beach"]).astype(np.float16)
-    stored = {"image_emb": image, "text_emb": alt, "clip_score": 0.25}
+    stored = {"image_emb": image.tobytes(), "text_emb": alt.tobytes(), "clip_score": 0.25}
     first, none, other = compare(clip, [row(GOOD, **stored), row(None, **stored), row("a small red car", **{**stored, "text_emb": None})])
     caption = clip.embed_texts([GOOD])[0].astype(np.float64)
     assert (first["s_xt"], first["s_xc"]) == (0.25, pytest.approx(float(image.astype(np.float64) @ caption), abs=2e-3))
@@ -150,12 +150,12 @@ def test_similarities_are_cosines_with_what_is_stored(clip: Any) -> None:
 
 def test_similarity_is_evidence_within_its_range(clip: Any) -> None:
     image = clip.embed_texts([GOOD])[0].astype(np.float16)
-    stored = {"image_emb": image, "text_emb": image, "clip_score": 0.25, "x.confirmed": 0.5, "x.weakest": None}
+    stored = {"image_emb": image.tobytes(), "text_emb": image.tobytes(), "clip_score": 0.25, "x.confirmed": 0.5, "x.weakest": None}
     assert compare(clip, [row(GOOD, **stored)], similarity_range=(0.5, 1.5))[0]["trust"] == pytest.approx(0.5, abs=1e-3)
     assert compare(clip, [row(GOOD, **stored)], similarity_range=(0.0, 1.0), claims="x")[0]["trust"] == pytest.approx(0.75, abs=1e-3)
 
 
 def test_embeddings_of_another_model_are_refused(clip: Any) -> None:
-    stored = {"image_emb": np.ones(7, np.float16), "text_emb": None, "clip_score": None}
+    stored = {"image_emb": np.ones(7, np.float16).tobytes(), "text_emb": None, "clip_score": None}
     with pytest.raises(Fatal, match="the stored ones have 7; name the model of the clip_score stage"):
         compare(clip, [row(GOOD, **stored)])
