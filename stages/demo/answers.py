@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from stages.demo.backgrounds import BACKGROUNDS
 from stages.demo.captions import BACKGROUND_PHRASES, NUMBERS, POSITION_PHRASES, TEXTURE_ADJECTIVES
 from stages.demo.claims import mentions
 from stages.demo.scenes import COLORS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
-from stages.demo.backgrounds import BACKGROUNDS
 
 _SIZE_ORDER: Final = {name: number for number, name in enumerate(SIZES)}
 
@@ -29,7 +29,7 @@ def short_caption(scene: Scene) -> str:
     items = sorted(in_reading_order(scene), key=lambda item: -_SIZE_ORDER[item.size])  # stable: ties in reading order
     ground = _ground(scene)
     if len(items) == 1:
-        return f"a picture of {_full(items[0])} {_place(items[0])} {ground}"
+        return f"{_full(items[0])} {_place(items[0], short=True)} {ground}"
     if len(items) == 2:
         return f"{_sized(items[0])} and {_sized(items[1])} {ground}"
     return f"{_sized(items[0])} and {NUMBERS[len(items) - 1]} other objects {ground}"
@@ -49,11 +49,12 @@ def descriptive_caption(scene: Scene, first: Sequence[SceneObject] = ()) -> str:
         return f"{opening} {_capital(both)}. Nothing else can be seen in the rest of the picture."
     say = _full if len(items) == 3 else _sized if len(items) == 4 else _bare
     parts = [f"{say(item)} {_place(item, short=True)}" for item in items]
-    return f"{opening} There is {', '.join(parts[:-1])} and {parts[-1]}."
+    ending = " Nothing else can be seen." if len(items) == 3 else ""
+    return f"{opening} There is {', '.join(parts[:-1])} and {parts[-1]}.{ending}"
 
 
 def dense_caption(scene: Scene) -> str:
-    """Every object with all its attributes, relations and background: over 100 tokens of CLIP's for three objects or more."""
+    """Every object with all its attributes, relations and background: over 100 tokens of CLIP's for four objects or more."""
     items = in_reading_order(scene)
     counted = "one single object" if len(items) == 1 else f"{NUMBERS[len(items)]} different objects"
     sentences = [f"This image shows {counted} {_ground(scene)}"]
