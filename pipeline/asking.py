@@ -14,7 +14,7 @@ from pipeline.models import ModelHandle
 from schemas.outcome import Failure, FailureCode
 
 DEATHS_ALONE = 2  # a request under which, alone, the engine ended so often is at fault
-DEAD_ROWS = 3  # so many requests in a row at fault, and none answered between: it is the engine
+DEAD_REQUESTS = 3  # so many requests in a row at fault, and none answered between: is it the engine?
 TICK_S = 1.0
 
 
@@ -40,6 +40,7 @@ class Asking:
         self.sent = 0
         self.found = 0
         self.died_in_a_row = 0
+        self.answered: Request | None = None  # one that the engine has answered
 
     def ask(self, requests: Sequence[Request | Failure | None]) -> Answers:
         """Send what the cache does not know; equal requests are sent once. A Failure or None in place of a request is its own answer."""
@@ -122,6 +123,7 @@ class Answers(Future[list[Any]]):
                 raise Fatal(f"models: {len(answers)} answers to {len(keys)} requests: a fault of the model's kind")
             self.known.update(zip(keys, answers, strict=True))
             self.asking.died_in_a_row = 0
+            self.asking.answered = self.open[keys[-1]]
         return dead
 
     def _wait(self, future: Future[list[Any]], until: float | None) -> list[Any]:
@@ -142,5 +144,16 @@ class Answers(Future[list[Any]]):
             if deaths == DEATHS_ALONE:
                 self.known[key] = Failure(FailureCode.MODEL_ERROR, f"the model's engine ended {deaths} times while it answered this request alone")
                 self.asking.died_in_a_row += 1
-                if self.asking.died_in_a_row >= DEAD_ROWS:
-                    raise Fatal(f"models: the engine ended under each of {DEAD_ROWS} requests in a row, sent alone; its log says why")
+                if self.asking.died_in_a_row % DEAD_REQUESTS == 0:
+                    self._check_engine(until)
+
+    def _check_engine(self, until: float | None) -> None:
+        """Several prompts about one image may be at fault together. Raises Fatal where what was answered before is not answered any more."""
+        good = self.asking.answered
+        if good is not None:
+            try:
+                self._wait(self.asking.model.send(self.asking.method, [good], alone=True), until)
+                return
+            except EngineDied:
+                pass
+        raise Fatal(f"models: the engine ended under each of {DEAD_REQUESTS} requests in a row, sent alone, and answers nothing else; its log says why")

@@ -76,12 +76,13 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
 
-def draw_scene(seed: int) -> Scene:
-    """Draw the scene of a seed (any non-negative integer)."""
+def draw_scene(seed: int, count: int | None = None) -> Scene:
+    """Draw the scene of a seed (any non-negative integer); `count` (1 to 9) takes the place of the drawn number of objects."""
     rng = np.random.Generator(np.random.PCG64([seed, 0]))
     background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
     colors = [color for color in COLORS if color not in BACKGROUNDS[background].hides]
-    count = 1 + int(rng.choice(len(_OBJECT_COUNT_SHARES), p=_OBJECT_COUNT_SHARES))
+    drawn = 1 + int(rng.choice(len(_OBJECT_COUNT_SHARES), p=_OBJECT_COUNT_SHARES))
+    count = drawn if count is None else count
     kinds = rng.choice(len(colors) * len(SHAPES), size=count, replace=False)
     cells = rng.choice(len(POSITIONS), size=count, replace=False)
     positions, sizes = list(POSITIONS), list(SIZES)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from schemas.outcome import Failure, FailureCode
+from stages.images.buffers import Bytes
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
 from stages.images.decode_tasks import Facts, perform, task_bytes
 from stages.images.normalize import ImageRules, StoredImage
@@ -54,14 +55,14 @@ class Normalized:
 class Decoders:
     """What decodes. Futures end with a result or a Failure; they raise Fatal where decoding cannot go on at all."""
 
-    def submit(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
+    def submit(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
         """Queue a task; `make` builds its result from facts and payload."""
         raise NotImplementedError
 
     def close(self) -> None:
         """End all that was started for this."""
 
-    def normalize(self, data: bytes, rules: ImageRules) -> Future[Normalized | Failure]:
+    def normalize(self, data: Bytes, rules: ImageRules) -> Future[Normalized | Failure]:
         """The image to store, see `stages.images.normalize`."""
         return self.submit(_rules_task(rules), data, functools.partial(_normalized, data))
 
@@ -92,11 +93,11 @@ class InProcess(Decoders):
     def __init__(self, limits: DecoderLimits):
         self._threads = ThreadPoolExecutor(limits.count, thread_name_prefix="decode")
 
-    def submit(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
+    def submit(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
         return self._threads.submit(self._run, task, data, make)
 
-    def _run(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Made]) -> Made | Failure:
-        facts, payload = perform(task, data)
+    def _run(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Made]) -> Made | Failure:
+        facts, payload = perform(task, bytes(data))
         return failure_in(facts) or make(facts, bytes(payload))
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ def _rules_task(rules: ImageRules) -> bytes:
     return task_bytes("normalize", **asdict(rules))
 
 
-def _normalized(data: bytes, facts: Facts, payload: bytes) -> Normalized:
+def _normalized(data: Bytes, facts: Facts, payload: bytes) -> Normalized:
     sizes = (facts["width"], facts["height"], facts["original_width"], facts["original_height"])
     image = StoredImage(data if facts["kept"] else payload, facts["format"], *sizes)
     return Normalized(image, bytes.fromhex(facts["raw_sha256"]), bytes.fromhex(facts["image_sha256"]))

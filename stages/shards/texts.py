@@ -1,4 +1,4 @@
-"""Which texts of a row are published: those that pass the recipe's text rules, and which of them is the caption."""
+"""Which texts of a row are published: those that pass the recipe's text rules and the captions written for it, and which of them is the caption."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pyarrow.compute as pc
 
 from pipeline.chain import Node
 from pipeline.view import flat
-from schemas.sample import TEXTS
+from schemas.sample import TEXTS, make_text
 from stages.text_rules import TextRules
 
 _MARK = "?"
+_WRITTEN = "!"
+_WRITTEN_COLUMNS = ("text", "model", "prompt")
+COMPLEMENT_JOIN = "; "  # TL;DR (Wang et al. 2023), released code: original + "; " + generated
 
 
 def rule_columns(rules: Node | None) -> dict[str, str]:
@@ -21,6 +24,29 @@ def rule_columns(rules: Node | None) -> dict[str, str]:
     if rules is None:
         return {}
     return {f"{_MARK}{column}": f"{rules.name}.{column}" for column in ("texts", "text_measures", *rules.resolves)}
+
+
+def written_columns(writers: tuple[str, ...]) -> dict[str, str]:
+    """Columns that `with_captions` reads of the caption stages named."""
+    return {f"{_WRITTEN}{writer}.{column}": f"{writer}.{column}" for writer in writers for column in _WRITTEN_COLUMNS}
+
+
+def with_captions(writers: tuple[str, ...], texts: pa.Array, keys: pa.Array, table: pa.Table) -> pa.Array:
+    """`texts` with the captions of the stages named behind them, the stage's name as their kind. `table` holds `written_columns`."""
+    if not writers:
+        return texts
+    rows = texts.to_pylist()
+    for writer in writers:
+        columns = (flat(table[f"{_WRITTEN}{writer}.{column}"]).to_pylist() for column in _WRITTEN_COLUMNS)
+        for entries, key, text, model, prompt in zip(rows, keys.to_pylist(), *columns, strict=True):
+            if text is not None:
+                entries.append(make_text(text, writer, key, model or "", prompt or ""))
+    return pa.array(rows, TEXTS)
+
+
+def complemented(captions: pa.Array, written: pa.Array) -> pa.Array:
+    """Caption + "; " + the other text, where a row has one; both stand apart in `texts`."""
+    return pc.if_else(pc.is_valid(written), pc.binary_join_element_wise(captions, written, COMPLEMENT_JOIN), captions)
 
 
 def keep_passing(rules: Node | None, texts: pa.Array, captions: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:
