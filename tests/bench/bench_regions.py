@@ -60,13 +60,12 @@ def measure(scenes: int, first: int) -> dict[str, Any]:
             found = detector.detect({"images": [image], "phrases": [phrases]})["detections"][0]
             for score in SCORES:
                 totals[way, score] += count(scene, object_boxes(scene), [one for one in found if one.score > score], way != "caption")
-    return {
-        "bench": "regions", "scenes": scenes, "first": first, "cpu_seconds_per_image": round((time.process_time() - started) / scenes / 3, 2),
-        **{
-            f"{way}_above_{score}": {"objects": int(n), "recall": round(float(hit / n), 3), "boxes": int(boxes), "precision": round(float(right / max(boxes, 1)), 3)}
-            for (way, score), (n, hit, boxes, right) in totals.items()
-        },
-    }  # fmt: skip
+    seconds = (time.process_time() - started) / scenes / 3
+    found_by = {
+        f"{way}_above_{score}": {"objects": n, "recall": round(hit / n, 3), "boxes": boxes, "precision": round(right / max(boxes, 1), 3)}
+        for (way, score), (n, hit, boxes, right) in ((key, total.tolist()) for key, total in totals.items())
+    }
+    return {"bench": "regions", "scenes": scenes, "first": first, "cpu_seconds_per_image": round(seconds, 2), **found_by}
 
 
 def main() -> None:
