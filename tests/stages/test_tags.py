@@ -17,8 +17,7 @@ from pipeline.stage import Context
 from schemas.outcome import Failure
 from stages import clip_rows, vocabularies
 from stages.demo.captions import true_phrases
-from stages.demo.scenes import draw_scene, render
-from stages.demo.streams import seed_for
+from stages.demo.scenes import Scene, SceneObject, draw_scene, render
 from stages.tags import Tags, fused, overlapping_crops, tag_scores
 
 torch = pytest.importorskip("torch")
@@ -128,16 +127,31 @@ def test_crops_are_the_four_overlapping_corners() -> None:
     assert [int(crop[..., 0].max()) for crop in crops] == [200, 0, 0, 0] and all(crop[..., 1].max() == 100 for crop in crops[1:])
 
 
-def test_crops_find_objects_of_rendered_scenes_that_the_whole_image_hides(bundled: kind.OpenClipModel) -> None:
-    """Scenes of five objects and 88 classes: the planted quadrant of the first scene, and more true tags over all scenes than without crops."""
-    found = {True: 0, False: 0}
-    scenes = [scene for at in range(160) if len((scene := draw_scene(seed_for("heldout", 6_000_000 + at))).objects) == 5][:12]
+def planted_scene(number: int) -> Scene:
+    """A small object in the upper left quadrant, three large ones in the others."""
+    classes = vocabularies.load("rendered_world", "test")
+    kinds = np.random.default_rng(number).choice(len(classes), 4, replace=False)
+    places = (("top left", "small"), ("right", "large"), ("bottom", "large"), ("bottom right", "large"))
+    objects = []
+    for kind_number, (position, size) in zip(kinds, places, strict=True):
+        color, shape = classes[kind_number].split()
+        objects.append(SceneObject(shape, color, "solid", size, position))
+    return Scene(10**9 + number, "gray", tuple(objects))
+
+
+def test_crops_find_a_planted_object_of_a_rendered_scene_that_the_whole_image_hides(bundled: kind.OpenClipModel) -> None:
+    """Bundled CLIP, 88 classes: of 40 scenes with a small object in one quadrant more have it among their ten tags with crops than without.
+    Scene 16 has it among the first three with crops only, and none of the 40 without crops only."""
+    scenes = [planted_scene(number) for number in range(40)]
     rows = [{"image": Bytes(render(scene))} for scene in scenes]
-    for crops in found:
-        results = through(bundled, rows, vocabulary="rendered_world", top_k=5, multi_crop=crops)
-        pairs = zip(scenes, results, strict=True)
-        found[crops] = sum(len(set(true_phrases(scene)) & set(names(result, 5))) for scene, result in pairs)
-    assert found[True] > found[False]
+    found = {}
+    for crops in (True, False):
+        results = through(bundled, rows, vocabulary="rendered_world", top_k=10, multi_crop=crops)
+        for count in (3, 10):
+            pairs = enumerate(zip(scenes, results, strict=True))
+            found[crops, count] = {at for at, (scene, result) in pairs if true_phrases(scene)[0] in names(result, count)}
+    assert len(found[True, 10]) > len(found[False, 10])
+    assert found[False, 3] < found[True, 3] and 16 in found[True, 3] - found[False, 3]
 
 
 def test_stored_embeddings_give_the_same_tags_without_an_image_being_read(bundled: kind.OpenClipModel, monkeypatch: pytest.MonkeyPatch) -> None:

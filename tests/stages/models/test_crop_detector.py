@@ -23,7 +23,7 @@ SPEC: dict[str, Any] = {"kind": "crop_detector", "weights": "bundled:rendered_cl
 
 
 def test_recall_on_scenes_of_held_out_seeds() -> None:
-    """8 scenes of the stream 'heldout' (see docs/regions.md for 200): at least half of the objects at IoU 0.5, each box inside the image."""
+    """8 scenes of the stream 'heldout' (docs/regions.md has 100): at least half of the objects at IoU 0.5, each box inside the image."""
     detector = crop_detector.load(SPEC)
     scenes = [draw_scene(seed_for("heldout", 4_000_000 + at)) for at in range(8)]
     phrases = [[f"a {phrase}" for phrase in true_phrases(scene)] for scene in scenes]
