@@ -1,6 +1,7 @@
 """Perceptual hashes of decoded pixels: PDQ (256 bits, by pdqhash) and a DCT pHash (64 bits), each with how much there is to see.
 
-The picture is first reduced to at most 512 pixels each way by area averaging, as PDQ's authors advise (aspect is not kept by either hash).
+The picture is first brought to 512 x 512 pixels, as PDQ's authors advise: its filter works in whole pixels, so that two sizes of one photo would
+differ by up to 50 bits without. Neither hash keeps the aspect.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def hash_image(pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, 
     """Hashes of pixels uint8 [H, W, 3] RGB. mirrored: also of the left-right mirror image; rotated: also of the picture turned by 90, 180 and
     270 degrees; both: of all seven other copies. Raises ImportError where pdq is asked for and pdqhash is not installed.
     """
-    pixels = reduced(pixels)
+    pixels = square(pixels)
     coefficients = _low_frequencies(pixels)
     turns = _turns(mirrored, rotated)
     phash, turned = _bits(coefficients), b"".join(_bits(_turn(coefficients, *turn)) for turn in turns)
@@ -57,12 +58,14 @@ def _packed(vector: np.ndarray) -> bytes:
     return np.packbits(np.asarray(vector, np.uint8)).tobytes()
 
 
-def reduced(pixels: np.ndarray) -> np.ndarray:
-    """Pixels with each side at most WORKING_SIDE."""
-    height, width = pixels.shape[:2]
-    if max(height, width) <= WORKING_SIDE:
-        return np.ascontiguousarray(pixels)
-    return cv2.resize(pixels, (min(width, WORKING_SIDE), min(height, WORKING_SIDE)), interpolation=cv2.INTER_AREA)
+def square(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as WORKING_SIDE x WORKING_SIDE: sides are averaged down by area, or enlarged linearly."""
+    for axis in (0, 1):
+        size = pixels.shape[axis]
+        shape = (WORKING_SIDE, pixels.shape[0]) if axis else (pixels.shape[1], WORKING_SIDE)
+        if size != WORKING_SIDE:
+            pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA if size > WORKING_SIDE else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(pixels)
 
 
 def picture_quality(pixels: np.ndarray) -> int:
