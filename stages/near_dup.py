@@ -87,7 +87,8 @@ class NearDup(Stage):
         if self.params.by == "pdq" and not self.params.pdq:
             raise RecipeError(f"stages.{self.instance}: by: pdq with pdq: false; set by: phash")
         if self.distance >= BYTES[self.params.by] * 4:
-            raise RecipeError(f"stages.{self.instance}: search_distance {self.distance} of {BYTES[self.params.by] * 8} bits finds everything; give less than half")
+            bits = BYTES[self.params.by] * 8
+            raise RecipeError(f"stages.{self.instance}: search_distance {self.distance} of {bits} bits finds everything; give less than half")
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Decode and hash in the sandbox."""
@@ -118,7 +119,8 @@ class NearDup(Stage):
         pair = "{'part': CAST(b // 4294967296 AS INTEGER), 'row': CAST(b % 4294967296 AS INTEGER), 'distance': distance}"
         return con.sql(
             f"""
-            SELECT r.part, r."row", {{'hash': r.{by}, 'turned': nullif(r.{by}_turned, ''::BLOB), 'within': CAST({self.distance} AS SMALLINT), 'pairs': e.pairs}} AS near
+            SELECT r.part, r."row", {{'hash': r.{by}, 'turned': nullif(r.{by}_turned, ''::BLOB), 'within': CAST({self.distance} AS SMALLINT),
+                'pairs': e.pairs}} AS near
             FROM rows r LEFT JOIN (SELECT a, list({pair} ORDER BY b) AS pairs FROM near_edges GROUP BY a) e ON e.a = r.part::BIGINT * 4294967296 + r."row"
             WHERE r.{by} IS NOT NULL AND r.{by}_quality >= {self.params.min_quality}
             """
