@@ -14,6 +14,7 @@ from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
 from stages.dups.components import components, split_weak_chains
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
+from stages.sql_texts import has_column
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,7 +45,7 @@ class Dedup(Stage):
     name: ClassVar[str] = "dedup"
     Params = DedupParams
     params: DedupParams
-    reads_resolve = ("raw_sha256", "near?", "clip_score?", "texts|text|alt_text", "width?", "height?")
+    reads_resolve = ("raw_sha256", "near_evidence?", "clip_score?", "texts|text|alt_text", "width?", "height?")
     resolves = {"dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "dup_component": pa.string(), "texts": TEXTS}
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
@@ -57,11 +58,12 @@ class Dedup(Stage):
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Equal bytes and equal hashes are found by DuckDB; only rows that have a duplicate come into memory."""
         con = evidence.con
-        near = con.sql("SELECT near FROM rows LIMIT 0").types[0].id == "struct" if "near" in con.sql("SELECT * FROM rows LIMIT 0").columns else False
+        # Without near_dup in the recipe the column is missing, or has no type.
+        near = has_column(con, "near_evidence") and con.sql("SELECT near_evidence FROM rows LIMIT 0").types[0].id == "struct"
         groups_by(con, "raw_sha256", "dup_bytes")
         edges = [_edges(con, "dup_bytes")]
         if near:
-            groups_by(con, "struct_extract(near, 'hash')", "dup_hash")
+            groups_by(con, "struct_extract(near_evidence, 'hash')", "dup_hash")
             edges += [_edges(con, "dup_hash"), self._near_edges(con)]
         left, right = (np.concatenate([some[side] for some in edges]) for side in (0, 1))
         keys, places = np.unique(np.concatenate([left, right]), return_inverse=True)
@@ -74,7 +76,7 @@ class Dedup(Stage):
 
     def _near_edges(self, con: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, np.ndarray]:
         """Links between first rows of hashes that hold: (row, least row of its component)."""
-        known = con.sql("SELECT octet_length(near.hash), near.within FROM rows WHERE near IS NOT NULL LIMIT 1").fetchall()
+        known = con.sql("SELECT octet_length(near_evidence.hash), near_evidence.within FROM rows WHERE near_evidence IS NOT NULL LIMIT 1").fetchall()
         if not known:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         [(width, within)] = known
@@ -85,7 +87,7 @@ class Dedup(Stage):
             f"""
             CREATE OR REPLACE TABLE dup_links AS
             SELECT a, p.part::BIGINT * 4294967296 + p."row" AS b, p.distance AS distance
-            FROM (SELECT {ROW_KEY} AS a, unnest(near.pairs) AS p FROM rows WHERE near.pairs IS NOT NULL) WHERE p.distance <= {most}
+            FROM (SELECT {ROW_KEY} AS a, unnest(near_evidence.pairs) AS p FROM rows WHERE near_evidence.pairs IS NOT NULL) WHERE p.distance <= {most}
             """
         )
         links = con.sql(f"SELECT * FROM dup_links SEMI JOIN (SELECT {ROW_KEY} AS b FROM rows) USING (b) ORDER BY a, b").to_arrow_table()
@@ -109,7 +111,8 @@ def _measures(
 ) -> tuple[Callable[[int, int], int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     """`between` and `spread` of split_weak_chains for the hashes of some rows (int64 [N], sorted)."""
     con.register("dup_nodes", pa.table({"key": keys}))
-    table = con.sql(f"SELECT near.hash AS hash, near.turned AS turned FROM rows JOIN dup_nodes ON {ROW_KEY} = key ORDER BY key").to_arrow_table()
+    columns = "near_evidence.hash AS hash, near_evidence.turned AS turned"
+    table = con.sql(f"SELECT {columns} FROM rows JOIN dup_nodes ON {ROW_KEY} = key ORDER BY key").to_arrow_table()
     con.unregister("dup_nodes")
     hashes, turned = table["hash"].to_pylist(), table["turned"].to_pylist()
     words = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, width // 8).T
@@ -144,8 +147,8 @@ def _with_distance(con: duckdb.DuckDBPyConnection, kept: duckdb.DuckDBPyRelation
     return con.sql(
         f"""
         WITH hashed AS (
-            SELECT d.part, d."row", d.component, d.nth, r.near.hash AS hash, r.near.turned AS turned
-            FROM dup_ranked d JOIN rows r ON r.part = d.part AND r."row" = d."row" WHERE r.near IS NOT NULL
+            SELECT d.part, d."row", d.component, d.nth, r.near_evidence.hash AS hash, r.near_evidence.turned AS turned
+            FROM dup_ranked d JOIN rows r ON r.part = d.part AND r."row" = d."row" WHERE r.near_evidence IS NOT NULL
         ), measured AS (
             SELECT h.part, h."row", CAST({bits} AS SMALLINT) AS distance FROM hashed h JOIN hashed k ON k.component = h.component AND k.nth = 1 WHERE h.nth > 1
         )

@@ -38,7 +38,7 @@ class ExactDup(Stage):
 
     def check(self, available: Mapping[str, Any]) -> None:
         """Raises RecipeError behind near_dup: two stages would each choose keepers."""
-        if "near" in available:
+        if "near_evidence" in available:
             raise RecipeError(f"stages.{self.instance}: near_dup stands before it; put `dedup` here, which decides on equal bytes and near images at once")
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:

@@ -49,8 +49,8 @@ class NearDupParams(Params):
 class NearDup(Stage):
     """Hashes every image, and finds all pairs of hashes within a distance, without misses. Drops nothing: `dedup`, put right behind it, decides.
 
-    Images with equal hashes are one in the search. `near` holds the hash that was compared, the distance searched, and on the first row of each hash the
-    pairs with later ones. A clump (hundreds of hashes nearly all near each other) is stored by its spanning forest. `dedup.max_distance` moves below
+    Images with equal hashes are one in the search. `near_evidence` holds the hash that was compared, the distance searched, and on the first row of each
+    hash the pairs with later ones. A clump (hundreds of hashes nearly all near each other) is stored by its spanning forest. `dedup.max_distance` moves below
     `search_distance` without a search.
     """
 
@@ -59,7 +59,7 @@ class NearDup(Stage):
     Params = NearDupParams
     params: NearDupParams
     reads = ("image",)
-    resolves = {"near": NEAR}
+    resolves = {"near_evidence": NEAR}
     batch_size = 64
     decodes_images = True
     seconds_per_row = 0.015
@@ -120,7 +120,7 @@ class NearDup(Stage):
         return con.sql(
             f"""
             SELECT r.part, r."row", {{'hash': r.{by}, 'turned': nullif(r.{by}_turned, ''::BLOB), 'within': CAST({self.distance} AS SMALLINT),
-                'pairs': e.pairs}} AS near
+                'pairs': e.pairs}} AS near_evidence
             FROM rows r LEFT JOIN (SELECT a, list({pair} ORDER BY b) AS pairs FROM near_edges GROUP BY a) e ON e.a = r.part::BIGINT * 4294967296 + r."row"
             WHERE r.{by} IS NOT NULL AND r.{by}_quality >= {self.params.min_quality}
             """

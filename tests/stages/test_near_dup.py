@@ -55,11 +55,11 @@ def ordered(stage, evidence: Evidence) -> list[dict]:
 def both(rows: list[dict], near: dict | None = None, dedup: dict | None = None, per_part: int = 3) -> tuple[list[dict], list[dict], Dedup]:
     """What near_dup and then dedup resolve for each row."""
     search = NearDup(NearDup.Params(by="phash", **(near or {})))
-    found = {(one["part"], one["row"]): one["near"] for one in ordered(search, evidence_of(rows, HASHES | OTHERS, per_part))}
+    found = {(one["part"], one["row"]): one["near_evidence"] for one in ordered(search, evidence_of(rows, HASHES | OTHERS, per_part))}
     pairs = [found.get((at // per_part, at % per_part)) for at in range(len(rows))]
     stage = Dedup(Dedup.Params(**(dedup or {})))
-    joined = [{name: one[name] for name in OTHERS} | {"near": some} for one, some in zip(rows, pairs, strict=True)]
-    return pairs, ordered(stage, evidence_of(joined, OTHERS | {"near": NEAR}, per_part)), stage
+    joined = [{name: one[name] for name in OTHERS} | {"near_evidence": some} for one, some in zip(rows, pairs, strict=True)]
+    return pairs, ordered(stage, evidence_of(joined, OTHERS | {"near_evidence": NEAR}, per_part)), stage
 
 
 def hex_id(at: int) -> str:
@@ -192,6 +192,12 @@ def test_dedup_without_near_dup_does_what_exact_dup_does() -> None:
     assert sum(one["dup_of"] is None for one in found) == 3
 
 
+def test_rows_without_any_duplicate_or_hash_stay() -> None:
+    rows = [row(BASE), row(~BASE & (1 << 64) - 1)]
+    for some in (rows, rows[:1], [row(BASE, quality=0), row(BASE, quality=0)]):
+        assert all(one["dup_of"] is None and one["dup_component"] is None for one in both(some)[1])
+
+
 def test_components_do_not_depend_on_how_the_rows_are_cut_into_parts() -> None:
     draw = np.random.default_rng(4)
     bases = [int(value) for value in draw.integers(0, 2**63, 12)]
@@ -204,7 +210,7 @@ def test_components_do_not_depend_on_how_the_rows_are_cut_into_parts() -> None:
 
 def test_a_recipe_that_cannot_work_says_so() -> None:
     with pytest.raises(RecipeError, match="put `dedup` here"):
-        ExactDup(ExactDup.Params()).check({"near": NEAR})
+        ExactDup(ExactDup.Params()).check({"near_evidence": NEAR})
     with pytest.raises(RecipeError, match="set by: phash"):
         NearDup(NearDup.Params(pdq=False)).check({})
     with pytest.raises(RecipeError, match="less than half"):
