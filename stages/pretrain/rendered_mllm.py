@@ -28,6 +28,15 @@ NOTE = "trained on the rendered world and for it only: its answers and scores sa
 LARGEST_BUNDLE = 25 * 1024 * 1024
 
 
+def read_recipe(path: Path, until: str | None = None) -> dict[str, Any]:
+    """The recipe with its phases up to `until`. Raises ValueError for a phase that it does not have."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    names = [phase["name"] for phase in recipe["phases"]]
+    if until is not None and until not in names:
+        raise ValueError(f"--until {until}: {path} has no such phase; it has {', '.join(names)}")
+    return recipe if until is None else {**recipe, "phases": recipe["phases"][:names.index(until) + 1]}
+
+
 def phase_config(recipe: dict[str, Any], number: int, out: Path) -> TrainConfig:
     """The training of phase `number`; every phase but the first starts from the export of the one before."""
     phase = recipe["phases"][number]
@@ -81,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the training and the bundle")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe (YAML)")
+    parser.add_argument("--until", help="last phase to train; default: all phases")
     options = parser.parse_args(arguments)
-    recipe = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
+    recipe = read_recipe(options.recipe, options.until)
     results = train_phases(recipe, options.out)
     bundle = options.out / "bundle"
     size = write_bundle(Path(results[-1].export), bundle)

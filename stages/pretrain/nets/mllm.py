@@ -98,7 +98,7 @@ def patchify(images: torch.Tensor, patch: int, merge: int) -> tuple[torch.Tensor
 def build_mllm(model_cfg: dict[str, Any]) -> Mllm:
     """A randomly initialised Qwen2-VL with its processor.
 
-    `model_cfg`: `image_size` (pixels, square), `vocabulary` (name of a list that comes with the package or path of a text
+    `model_cfg`: `image_size` (pixels, square), `vocabulary` (name of a list that comes with the package, or path of a text
     file, one word a line), `text` and `vision` (transformers' Qwen2VLTextConfig and Qwen2VLVisionConfig), and for the
     training-only heads `image_heads` and `claim_head`.
     Raises TrainError for an unknown key or sizes that do not fit.
