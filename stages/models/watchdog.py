@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -44,4 +45,9 @@ def end_with_this_process(pids: Iterable[int]) -> None:
 
 def engine_processes() -> list[int]:
     """vLLM's processes below this one."""
-    return [child.pid for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name().startswith("VLLM"):
+                found.append(child.pid)
+    return found
