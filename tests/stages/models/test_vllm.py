@@ -18,6 +18,7 @@ from pipeline.store import Store
 from schemas.outcome import Failure, FailureCode
 from stages.models import transformers as plain
 from stages.models.protocols import ChatAnswer
+from stages.models.watchdog import engine_processes
 from tests.stages.models.asking_images import request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -83,7 +84,7 @@ def test_engine_that_is_killed_is_started_again_and_asked_what_is_open(handle: L
     def kill() -> None:
         while asking.cache._fresh == {} and not cache._known:
             time.sleep(0.005)
-        for pid in handle.model.engine_pids():
+        for pid in engine_processes():
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
