@@ -13,7 +13,10 @@ from pipeline.safe_text import one_line, safe, safe_json
 
 @pytest.mark.parametrize(
     "text",
-    ["plain ASCII, 100 %", "Grüße, façade, naïve", "Ελληνικά, Русский, עברית, العربية", "漢字かな交じり文、한국어", "नमस्ते, ไทย", "family 👨\u200d👩\u200d👧, flag 🇩🇪, heart ❤️", "a\nb"],
+    [
+        "plain ASCII, 100 %", "Grüße, façade, naïve", "Ελληνικά, Русский, עברית, العربية", "漢字かな交じり文、한국어", "नमस्ते, ไทย",
+        "family 👨\u200d👩\u200d👧, flag 🇩🇪, heart ❤️", "a\nb",
+    ],  # fmt: skip
 )
 def test_texts_of_all_scripts_stay(text):
     assert safe(text) == text
