@@ -113,9 +113,10 @@ class Chain:
         else:
             weights = ""
         origin = [type(stage).__name__, stage.name, stage.version, self.recipe.seed]
+        facts = stage.compute_facts()
         compute, decide = params_affecting(stage.params, "compute"), params_affecting(stage.params, "decide")
         bound = {key: None if ref is None else self.full_name(ref) for key, ref in node.reads.items()}
-        node.compute_fingerprint = digest_of("compute", origin, compute, weights, bound)
+        node.compute_fingerprint = digest_of("compute", origin, compute, weights, bound, *([facts] if facts is not None else []))
         node.decide_fingerprint = digest_of("decide", origin, compute, decide, stage.on_failure)
         node.resolve_fingerprint = digest_of("resolve", origin, compute, decide)
 
@@ -146,6 +147,8 @@ class Chain:
         for node in reversed(self.nodes[:before]):
             if dot and node.name != instance:
                 continue
+            if not dot and node.stage is not None and not node.stage.bare_names:
+                continue
             if column in node.resolves:
                 return Ref(node.index, column, True)
             if column in node.writes:
@@ -153,9 +156,14 @@ class Chain:
         return None
 
     def available(self, before: int | None = None) -> list[str]:
-        """Column names that a stage at place `before` may read, each once."""
+        """Column names that a stage at place `before` may read, each once; full names of columns that have no other."""
         nodes = self.nodes[:before]
-        return list(dict.fromkeys(column for node in nodes for column in [*node.writes, *node.resolves]))
+        return list(dict.fromkeys(self.readable_name(node, column) for node in nodes for column in [*node.writes, *node.resolves]))
+
+    @staticmethod
+    def readable_name(node: Node, column: str) -> str:
+        """Name under which a node's column is read: its own, or '<instance>.<column>' where the stage's columns have no other."""
+        return column if node.stage is None or node.stage.bare_names else f"{node.name}.{column}"
 
     def find_column(self, name: str) -> Ref:
         """The column a name means at the end of the chain. Raises RecipeError with the nearest name."""

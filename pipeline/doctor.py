@@ -9,6 +9,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
@@ -20,16 +21,18 @@ from rich.table import Table
 from pipeline import doctor_machine, registry
 from pipeline.console import plain
 from pipeline.doctor_machine import OK, PROBLEM, WARNING, Check
+from pipeline.doctor_store import object_store
 from pipeline.errors import RecipeError
 from pipeline.preflight import check_address
 from pipeline.recipe import Recipe, apply_overrides, load_recipe, read_recipe
 from pipeline.safe_text import one_line
+from pipeline.storage import ObjectPath, place_of
 
 CHILD_LIMIT_S = 60
 
 
 def examine(
-    recipe: str | None = None, sets: list[str] | None = None, out: Path | None = None, online: str | None = None,
+    recipe: str | None = None, sets: list[str] | None = None, out: str | None = None, online: str | None = None,
     address: str | None = None,
 ) -> list[Check]:
     """All checks, in a fixed order. Raises RecipeError for a recipe that is not there or an address without Ray."""
@@ -37,7 +40,12 @@ def examine(
     checks = [doctor_machine.python(), doctor_machine.memory(), *told, *doctor_machine.resolver(online), doctor_machine.tls(), doctor_machine.proxies()]
     if online:
         checks.append(doctor_machine.online(online))
-    checks += [doctor_machine.open_files(_concurrency(built)), *doctor_machine.disk(out or Path(".")), *doctor_machine.shared_memory()]
+    place = place_of(out or ".")
+    # On its way to object storage everything lies in the temporary folder.
+    folder = Path(tempfile.gettempdir()) if isinstance(place, ObjectPath) else place
+    checks += [doctor_machine.open_files(_concurrency(built)), *doctor_machine.disk(folder), *doctor_machine.shared_memory()]
+    if isinstance(place, ObjectPath):
+        checks.append(object_store(place))
     return [*checks, *_packages(), _locked(), _ray(address), _gpu(), *_models(raw)]
 
 

@@ -44,6 +44,10 @@ class BudgetExceeded(Fatal):
         self.began = 0.0
 
 
+class EngineDied(_Told):
+    """The engine behind a model ended before it answered. No fault of one request is known: the requests are sent again."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl+C or SIGTERM. No Exception, so that no row is blamed for it. What is committed stays; the same command goes on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,11 +36,20 @@ class Done:
     crash: Crash | None = None
 
 
+def default_workers() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Executor(Protocol):
-    """Runs group tasks and jobs' tasks. `capacity`: how many tasks to keep in flight."""
+    """Runs group tasks and jobs' tasks."""
 
     name: str
-    capacity: int
+
+    @property
+    def capacity(self) -> int:
+        """How many tasks to keep in flight now."""
+        ...
 
     def submit(self, task: GroupTask) -> None:
         """Start a task; it is reported once by `wait`."""
@@ -51,6 +61,10 @@ class Executor(Protocol):
 
     def run_job(self, job: int, run: RunView, tasks: list[Any]) -> Iterator[Any]:
         """Results of a job's tasks, in the order of the tasks."""
+        ...
+
+    def release_models(self) -> None:
+        """All stages are done: end what was started for models, so that jobs have the memory."""
         ...
 
     def close(self) -> None: ...
@@ -81,6 +95,9 @@ class LocalExecutor:
         plugin = self.env.chain.recipe.jobs[job]
         for task in tasks:
             yield plugin.run_task(run, task)
+
+    def release_models(self) -> None:
+        """Models stay loaded in this process: a further run in it finds them there."""
 
     def close(self) -> None:
         self._queue.clear()

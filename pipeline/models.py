@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Protocol
 
 from pipeline import registry
@@ -15,23 +18,40 @@ from pipeline.errors import RecipeError
 MACHINE_KEYS = frozenset({"replicas", "gpu_share", "placement", "device", "threads", "num_cpus", "cache_dir"})
 
 
+def kind_module(spec: dict[str, Any]) -> ModuleType:
+    """The module of a model's kind. Beside `identity` and `load` it may have MACHINE_KEYS (options that make no answer), SHARED (one engine
+    serves all workers), USES_GPU, and `concurrency(spec)`: so many calls at a time, each with one request. Raises RecipeError."""
+    available = registry.built_in_modules("stages.models")
+    if spec["kind"] not in available:
+        raise RecipeError(f"models: unknown kind {spec['kind']!r}{registry.nearest(spec['kind'], available)}")
+    module = importlib.import_module(f"stages.models.{spec['kind']}")
+    if not hasattr(module, "load"):
+        raise RecipeError(f"models: {spec['kind']!r} is no kind of model; `pairmill stages` lists them")
+    return module
+
+
 def model_identity(spec: dict[str, Any]) -> str:
     """What of a model makes its answers: kind, name, weights (digest of a local file, tag of a hub's), precision.
 
     Cheap: loads no weights. Raises RecipeError where the kind is unknown or a named local file is missing.
     """
-    available = registry.built_in_modules("stages.models")
-    if spec["kind"] not in available:
-        raise RecipeError(f"models: unknown kind {spec['kind']!r}{registry.nearest(spec['kind'], available)}")
-    module = importlib.import_module(f"stages.models.{spec['kind']}")
-    plain = {key: value for key, value in spec.items() if key not in MACHINE_KEYS and key != "weights"}
+    module = kind_module(spec)
+    machine = MACHINE_KEYS | getattr(module, "MACHINE_KEYS", frozenset())
+    plain = {key: value for key, value in spec.items() if key not in machine and key != "weights"}
     return canonical_json([plain, module.identity(spec)])
+
+
+def concurrency(spec: dict[str, Any]) -> int:
+    """Calls that a model takes at a time; 1 for one that works through batches."""
+    module = kind_module(spec)
+    return int(module.concurrency(spec)) if hasattr(module, "concurrency") else 1
 
 
 class ModelHandle(Protocol):
     """What a stage's task uses: asynchronous calls, so that the next batch is prepared while the model works."""
 
     digest: str
+    concurrency: int
 
     def describe(self) -> dict[str, Any]:
         """Facts that `prepare` needs, such as the image size."""
@@ -41,35 +61,97 @@ class ModelHandle(Protocol):
         """Start one call; the future's result is the answer, or raises what the model raised."""
         ...
 
+    def send(self, method: str, requests: list[Any], alone: bool = False) -> Future[list[Any]]:
+        """Start a call with several requests, whose answers are a list; `alone`: while the model does nothing else.
+
+        Raises EngineDied where the model's engine or process ended meanwhile.
+        """
+        ...
+
     def seconds(self) -> float:
-        """Seconds the model spent in calls of this handle so far."""
+        """Seconds the model spent in calls of this handle so far; of calls side by side, those in which it was busy."""
         ...
 
 
-class LocalModel:
-    """The model object in this process, called from one thread of its own."""
+class Gate:
+    """Lets calls through side by side, and one at a time where it is to be alone."""
 
-    def __init__(self, model: Any):
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._waiting = 0  # those who want to be alone: nobody new goes in
+
+    @contextmanager
+    def passed(self, alone: bool) -> Iterator[None]:
+        with self._changed:
+            if alone:
+                self._waiting += 1
+                self._changed.wait_for(lambda: self._inside == 0)
+                self._inside = -1
+                self._waiting -= 1
+            else:
+                self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting)
+                self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside = 0 if alone else self._inside - 1
+                self._changed.notify_all()
+
+
+class Busy:
+    """Seconds during which at least one call was under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._since = 0.0
+        self.seconds = 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._calls == 0:
+                self._since = time.perf_counter()
+            self._calls += 1
+
+    def end(self, *_: Any) -> None:
+        with self._lock:
+            self._calls -= 1
+            if self._calls == 0:
+                self.seconds += time.perf_counter() - self._since
+
+
+class LocalModel:
+    """The model object in this process, called from as many threads as it takes calls at a time."""
+
+    def __init__(self, model: Any, concurrency: int = 1):
         self.model = model
         self.digest = str(model.digest)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pairmill-model")
-        self._seconds = 0.0
+        self.concurrency = concurrency
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pairmill-model")
+        self._gate = Gate()
+        self._busy = Busy()
 
     def describe(self) -> dict[str, Any]:
         return dict(self.model.describe())
 
     def submit(self, method: str, request: Any) -> Future[Any]:
-        return self._thread.submit(self._call, method, request)
+        return self._threads.submit(self._call, method, request, False)
 
-    def _call(self, method: str, request: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return getattr(self.model, method)(request)
-        finally:
-            self._seconds += time.perf_counter() - started
+    def send(self, method: str, requests: list[Any], alone: bool = False) -> Future[list[Any]]:
+        return self._threads.submit(self._call, method, requests, alone)
+
+    def _call(self, method: str, request: Any, alone: bool) -> Any:
+        with self._gate.passed(alone):
+            self._busy.begin()
+            try:
+                return getattr(self.model, method)(request)
+            finally:
+                self._busy.end()
 
     def seconds(self) -> float:
-        return self._seconds
+        return self._busy.seconds
 
 
 _loaded: dict[str, LocalModel] = {}
@@ -81,5 +163,5 @@ def local_model(spec: dict[str, Any]) -> LocalModel:
     key = canonical_json(spec)
     with _loading:
         if key not in _loaded:
-            _loaded[key] = LocalModel(registry.load_model(spec))
+            _loaded[key] = LocalModel(registry.load_model(spec), concurrency(spec))
     return _loaded[key]

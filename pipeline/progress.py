@@ -173,7 +173,8 @@ class Progress:
     def _on_crash(self, what: Any) -> None:
         task, crash = what
         names = ", ".join(self._steps.get(task.group, []))
-        self._tell(f"part {task.part} ({names}): {one_line(crash.message, 400)}; it runs again in smaller steps", always=True)
+        smaller = "" if crash.blameless else " in smaller steps"
+        self._tell(f"part {task.part} ({names}): {one_line(crash.message, 400)}; it runs again{smaller}", always=True)
         self._tell_json("crash", part=task.part, message=crash.message)
 
     def _on_job(self, name: str) -> None:

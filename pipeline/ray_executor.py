@@ -1,4 +1,4 @@
-"""Tasks on Ray: plain tasks for group work, named actors for models that must be shared. The only module that imports Ray."""
+"""Tasks on Ray: plain tasks for group work; the models' actors are in `ray_models`, and no other module imports Ray."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, NodeDiedError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, RayActorError, RayError, WorkerCrashedError
 
 from pipeline import models, registry
 from pipeline.chain import Chain, InputFacts
 from pipeline.environment import Environment
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
-from pipeline.executor import Crash, Done
+from pipeline.executor import Crash, Done, default_workers
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
 from pipeline.preflight import unreachable
+from pipeline.ray_models import NAMESPACE, RayModel, needs_actor, start_actors
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
 from pipeline.run_view import RunView
 from pipeline.storage import Place
 from pipeline.store import Store
 
-NAMESPACE = "pairmill"
+RECOUNT_S = 10.0
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -60,9 +61,23 @@ def _in_worker(spec: WorkerSpec) -> tuple[Environment, list[Group]]:
             registry.import_file(plugin)
         chain = Chain(build_recipe(spec.recipe), spec.facts)
         env = Environment(chain, Store(spec.root, spec.token), spec.retry, workers=spec.workers, nodes=spec.nodes)
-        env.model_for = lambda name: RayModel(spec.actors[name]) if name in spec.actors else models.local_model(chain.recipe.models[name])
+        env.model_for = lambda name: _model_of(name, spec, chain)
         _environment = (spec.token, env, make_groups(chain))
     return _environment[1], _environment[2]
+
+
+_handles: dict[tuple[str, str], RayModel] = {}
+
+
+def _model_of(name: str, spec: WorkerSpec, chain: Chain) -> Any:
+    """The handle of a model in this worker process: of its actors, or of the model in this process."""
+    model = chain.recipe.models[name]
+    if name not in spec.actors:
+        return models.local_model(model)
+    key = (spec.token, name)
+    if key not in _handles:
+        _handles[key] = RayModel(spec.actors[name], models.concurrency(model))
+    return _handles[key]
 
 
 def note_place(root: Place, token: str, task: GroupTask) -> Place:
@@ -97,65 +112,6 @@ def _work_job(spec: WorkerSpec, job: int, parts: list[int], task: Any) -> Any:
     return env.chain.recipe.jobs[job].run_task(run, task)
 
 
-@ray.remote(max_restarts=-1)
-class ModelActor:
-    """One replica of a model."""
-
-    def __init__(self, spec: dict[str, Any]):
-        self.model = registry.load_model(spec)
-
-    def facts(self) -> tuple[str, dict[str, Any]]:
-        return str(self.model.digest), dict(self.model.describe())
-
-    def call(self, method: str, request: Any) -> tuple[Any, float]:
-        started = time.perf_counter()
-        return getattr(self.model, method)(request), time.perf_counter() - started
-
-
-class RayModel:
-    """Handle of a model that lives in named actors; each call goes to the replica with the fewest open calls of this process."""
-
-    def __init__(self, names: list[str]):
-        self.actors = [ray.get_actor(name, NAMESPACE) for name in names]
-        self._open: list[list[Any]] = [[] for _ in names]
-        self.digest: str
-        self._facts: dict[str, Any]
-        self.digest, self._facts = ray.get(self.actors[0].facts.remote())
-        self._seconds: float = 0.0
-
-    def describe(self) -> dict[str, Any]:
-        return self._facts
-
-    def submit(self, method: str, request: Any) -> Future[Any]:
-        for place, calls in enumerate(self._open):
-            if calls:
-                self._open[place] = ray.wait(calls, num_returns=len(calls), timeout=0)[1]
-        place = min(range(len(self.actors)), key=lambda i: (len(self._open[i]), (i + os.getpid()) % len(self.actors)))
-        reference: Any = self.actors[place].call.remote(method, request)
-        self._open[place].append(reference)
-        return _ActorFuture(reference, self)
-
-    def seconds(self) -> float:
-        return self._seconds
-
-
-class _ActorFuture(Future[Any]):
-    """A Ray call behind the Future interface that stages' tasks use."""
-
-    def __init__(self, reference: Any, model: RayModel):
-        super().__init__()
-        self.reference = reference
-        self.model = model
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            answer, seconds = ray.get(self.reference, timeout=timeout)
-        except GetTimeoutError:
-            raise TimeoutError(f"the model gave no answer within {timeout:g} s") from None
-        self.model._seconds += seconds
-        return answer
-
-
 class RayExecutor:
     """Keeps a bounded number of tasks in flight on a Ray cluster (one started here, or that of `address`)."""
 
@@ -165,22 +121,32 @@ class RayExecutor:
         self.chain = chain
         self.store = store
         self.parts: list[int] = []
-        start_ray(workers, address)
-        self.workers = workers if address is None else min(workers, int(ray.cluster_resources().get("CPU", workers)))
-        self.capacity = self.workers + max(1, self.workers // 4)  # one more than runs, so that no worker waits for the driver
+        start_ray(workers or default_workers(), address)
+        self.wanted = workers
+        self.workers = self._count_workers()
         self._actors: list[Any] = []
-        actors = {name: self._start_actors(name, spec, store.token) for name, spec in chain.recipe.models.items() if needs_actor(spec)}
+        actors: dict[str, list[str]] = {}
+        for name, spec in chain.recipe.models.items():
+            if needs_actor(spec):
+                actors[name], made = start_actors(name, spec, store.token)
+                self._actors += made
         recipe, plugins = chain.recipe.resolved, registry.imported_files
         self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
         self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
 
-    def _start_actors(self, name: str, spec: dict[str, Any], token: str) -> list[str]:
-        gpus = float(spec.get("gpu_share", 1 if ray.cluster_resources().get("GPU") else 0))
-        names = [f"{token}-{name}-{replica}" for replica in range(int(spec.get("replicas", 1)))]
-        options = {"num_gpus": gpus, "num_cpus": float(spec.get("num_cpus", 0)), "namespace": NAMESPACE}
-        self._actors += [ModelActor.options(name=actor, **options).remote(spec) for actor in names]  # type: ignore[attr-defined]
-        return names
+    def _count_workers(self) -> int:
+        """Tasks that run at a time: one per processor of the cluster, no more than asked for."""
+        there = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._counted = time.monotonic()
+        return min(self.wanted or there, there)
+
+    @property
+    def capacity(self) -> int:
+        """A quarter more tasks than run at a time, so that no worker waits for the driver. Nodes may come and go."""
+        if time.monotonic() - self._counted > RECOUNT_S:
+            self.workers = self._count_workers()
+        return self.workers + max(1, self.workers // 4)
 
     def submit(self, task: GroupTask) -> None:
         self._running[_work.remote(self.spec_ref, task)] = task
@@ -221,12 +187,16 @@ class RayExecutor:
             if later:
                 waiting.append(_work_job.remote(self.spec_ref, job, run.parts, later.pop(0)))
 
-    def close(self) -> None:
+    def release_models(self) -> None:
         for actor in self._actors:
             try:
                 ray.kill(actor)
             except RayActorError:
                 continue
+        self._actors = []
+
+    def close(self) -> None:
+        self.release_models()
         ray.shutdown()
 
 
@@ -235,33 +205,44 @@ def live_nodes() -> int:
     return max(1, sum(bool(node["Alive"]) and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
 
 
-def needs_actor(spec: dict[str, Any]) -> bool:
-    """Models go into actors of their own where there is a GPU (or the recipe says so); on CPUs each worker holds its own,
-    which saves sending decoded images through the object store."""
-    placement = spec.get("placement", "auto")
-    if placement not in ("auto", "task", "actor"):
-        raise RecipeError(f"models: placement must be auto, task or actor, found {placement!r}")
-    if placement == "auto":
-        return bool(ray.cluster_resources().get("GPU")) and spec.get("device", "auto") != "cpu"
-    return placement == "actor"
-
-
 def start_ray(workers: int, address: str | None) -> None:
     """Connect to the cluster at `address`, or start Ray on this machine with `workers` CPUs. Raises RecipeError, Fatal."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # variables of a job reach this process too: what is set below has them in it
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
-    # Workers find the packages where the driver found them, also when pairmill runs from a source tree.
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    variables = _worker_variables()
     try:
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
         else:
-            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            # By inheritance, not by a runtime environment: for that Ray would throw away the workers that it starts at once, and start others.
+            with _environment_of(variables):
+                ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if address:
             raise RecipeError(unreachable(address, error)) from error
         raise Fatal(f"Ray could not be started on this machine: {error}; check `ray status`, or run with --executor local") from error
+
+
+def _worker_variables() -> dict[str, str]:
+    """Workers find the packages where the driver found them, also when pairmill runs from a source tree; stages set their threads themselves."""
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+@contextmanager
+def _environment_of(variables: dict[str, str]) -> Iterator[None]:
+    """Processes started within the block have these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -68,6 +68,7 @@ class Context:
     `run`: name of the run, shared by its processes ('' outside of one); `workers` processes of the run on `nodes` machines.
     report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
     a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
+    shared: what stages that see one batch after each other may leave for the next one, such as decoded images; empty for each batch.
     """
 
     stage: str
@@ -79,6 +80,7 @@ class Context:
     blobs: BlobWriter | None = None
     model: ModelHandle | None = None
     scratch: Path | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
     report: Callable[[int, Values | Failure], None] = lambda place, outcome: None
 
 
@@ -107,6 +109,8 @@ class Stage:
     decodes_images: bool = False  # fails each row whose stored image cannot be decoded whole
     resources: str = "cpu"  # consecutive stages of one part with equal resources run as one task
     model_method: str = ""
+    asks_each: bool = False  # `prepare` gives a list of requests that are answered, cached and sent again one by one (pipeline.asking)
+    bare_names: bool = True  # False: its columns are read as '<instance>.<column>' alone, and never stand in for an earlier column of that name
     seconds_per_row: float = 1e-5  # rough cost on one core, only to choose an executor
     budget: Budget = Budget()
 
@@ -122,6 +126,10 @@ class Stage:
     def check(self, available: Mapping[str, ColumnType]) -> None:
         """Called once when the recipe is read, with the columns before this stage. Raises RecipeError where parameters
         name what is not there."""
+
+    def compute_facts(self) -> Any:
+        """What makes the values beside parameters and model, as plain JSON values (such as a prompt's text); None for nothing."""
+        return None
 
     def setup(self, ctx: Context) -> None:
         """Called once per process before the first `compute`; cheap, or cached in the process."""

@@ -1,0 +1,77 @@
+"""Where the weights of a chat model lie and what they are, without loading them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.registry import nearest
+
+BUNDLED = "bundled:"
+BUNDLED_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
+BUNDLED_NOTE = "bundled model of the rendered demo world: its answers mean nothing for other images"
+COMMON_KEYS = frozenset({"kind", "name", "weights", "max_pixels", "replicas", "gpu_share", "placement", "num_cpus"})
+DEFAULT_MAX_PIXELS = 448 * 448
+
+
+def check_keys(spec: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises RecipeError for a key that the kind does not have, and for a pixel cap that is no positive number."""
+    known = sorted({*known, *COMMON_KEYS})
+    for key in spec:
+        if key not in known:
+            raise RecipeError(f"models: {spec['kind']} has no option {key!r}{nearest(key, known)}; there are: {', '.join(known)}")
+    pixels = spec.get("max_pixels", DEFAULT_MAX_PIXELS)
+    if not isinstance(pixels, int) or pixels < 1:
+        raise RecipeError(f"models: max_pixels must be a whole number of pixels such as {DEFAULT_MAX_PIXELS} (448 x 448), found {pixels!r}")
+
+
+def local_weights(spec: Mapping[str, Any]) -> Path | None:
+    """The folder that `weights` names; None for a name of the hub. Raises RecipeError where there is none, or none given."""
+    weights = str(spec.get("weights") or "")
+    if not weights:
+        raise RecipeError(f"models: a {spec['kind']} model needs `weights`: a folder in Hugging Face's format, or a name of its hub")
+    if weights.startswith(BUNDLED):
+        folder = BUNDLED_FOLDER / weights.removeprefix(BUNDLED)
+    else:
+        folder = Path(weights).expanduser()
+        if not folder.is_dir() and not weights.startswith((".", "/", "~")):
+            return None
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"models: weights {weights!r}: {folder} has no config.json; name the folder of a model in Hugging Face's format")
+    return folder
+
+
+def weights_identity(spec: Mapping[str, Any]) -> str:
+    """SHA-256 over all files of a local folder (weights, tokenizer, processor, template); name and revision of a hub's model."""
+    folder = local_weights(spec)
+    if folder is None:
+        return f"{spec['weights']}@{spec.get('revision', 'main')}"
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".md")
+    return hashlib.sha256("".join(_file_digest(file, file.stat().st_mtime_ns) for file in files).encode()).hexdigest()
+
+
+def engine_digest(spec: Mapping[str, Any], engine: str, version: str, *facts: object) -> str:
+    """Short name of all that makes a model's answers: `<kind>-<hash of weights, tokenizer, pixel cap, engine, version and facts>`."""
+    parts = [weights_identity(spec), str(spec.get("max_pixels", DEFAULT_MAX_PIXELS)), engine, version, *map(str, facts)]
+    return f"{spec['kind']}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
+
+
+def model_name(spec: Mapping[str, Any]) -> str:
+    """Name of a model beside its answers: as the recipe says, else that of the hub or of the folder, without its path."""
+    weights = str(spec.get("weights") or "")
+    return str(spec.get("name") or (Path(weights).name if Path(weights).expanduser().is_dir() else weights))
+
+
+def note_of(spec: Mapping[str, Any]) -> str:
+    """What must stand beside answers of this model, '' for nothing."""
+    return BUNDLED_NOTE if str(spec.get("weights") or "").startswith(BUNDLED) else ""
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, changed_ns: int) -> str:
+    with open(path, "rb") as handle:
+        return path.name + hashlib.file_digest(handle, "sha256").hexdigest()
