@@ -161,6 +161,11 @@ class ImageRef:
         self.offset = offset
         self.size = size
 
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where the bytes lie; equal for equal images of a stage."""
+        return str(self.path), self.offset, self.size
+
     def read(self) -> bytes:
         """The bytes as stored. Raises Fatal naming the tar when it is gone or too short: that is no fault of the row."""
         assert isinstance(self.path, Path)

@@ -59,6 +59,10 @@ CORE: tuple[Column, ...] = (
     Column("clip_score", pa.float32(), "clip_score", "cosine of image and best text, rounded to 1e-4"),
     Column("image_emb", pa.binary(), "clip_score", "image embedding, float16, unit length"),
     Column("text_emb", pa.binary(), "clip_score", "embedding of the best text, float16, unit length"),
+    Column("image_text_matching", pa.float32(), "mllm_score", "0 to 100: the text names what the image shows"),
+    Column("object_detail_fulfillment", pa.float32(), "mllm_score", "0 to 100: details of objects in the text, and their agreement with the image"),
+    Column("caption_text_quality", pa.float32(), "mllm_score", "0 to 100: the text as a text"),
+    Column("semantic_understanding", pa.float32(), "mllm_score", "0 to 100: meaning that the text adds beyond what is seen"),
     Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one"),
     Column("kind", pa.string(), "exact_dup", "how the duplicate was found"),
 )

@@ -22,6 +22,7 @@ from schemas.outcome import Failure, FailureCode
 from stages.models.event_loop import LoopThread
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
 from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_ids
+from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
 ENGINE_KEYS = ("max_num_seqs", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
@@ -91,12 +92,6 @@ class VllmChat:
         if self._engine is not None:
             self._loop.loop.call_soon_threadsafe(self._engine.shutdown)
 
-    def engine_pids(self) -> list[int]:
-        """Processes of the engine."""
-        import psutil
-
-        return [child.pid for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
-
     def _load_renderer(self) -> Renderer:
         from transformers import AutoProcessor
 
@@ -112,6 +107,7 @@ class VllmChat:
                     self._engine.shutdown()
                 self._engine = self._start()
                 self.starts += 1
+                end_with_this_process(engine_processes())
             return self._engine
 
     def _start(self) -> Any:
@@ -154,7 +150,7 @@ class VllmChat:
         except EngineDeadError as error:
             raise EngineDied(f"vLLM's engine process ended: {error}") from error
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
-            cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
+            cause = _root(error)
             if is_fatal(cause):
                 raise Fatal(f"models: {self.weights}: {type(cause).__name__}: {cause}") from error
             return Failure(FailureCode.MODEL_ERROR, f"{type(cause).__name__}: {cause}")
@@ -195,3 +191,10 @@ class VllmChat:
                 number = self._number_ids[token]
                 found[number] = found.get(number, 0.0) + math.exp(logprob.logprob)
         return found
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was wrong at first: the errors around it name objects by their address, which differs from run to run."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

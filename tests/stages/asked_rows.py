@@ -19,6 +19,10 @@ class Bytes:
     def __init__(self, data: bytes):
         self.data = data
 
+    @property
+    def place(self) -> tuple[bytes]:
+        return (self.data,)
+
     def read(self) -> bytes:
         return self.data
 
