@@ -47,6 +47,16 @@ def test_numbers_are_those_of_transformers(handle: LocalModel, tiny_mllm: Path) 
     assert ours == pytest.approx(theirs, rel=0.02, abs=1e-4)
 
 
+def test_yes_against_no_is_that_of_transformers(handle: LocalModel, tiny_mllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = plain.load({"kind": "transformers", "weights": str(tiny_mllm)})
+    ids = {theirs.tokenizer(letter)["input_ids"][0]: word for letter, word in (("y", "yes"), ("n", "no"))}
+    for model in (theirs, handle.model):  # the tiny vocabulary has no such words
+        monkeypatch.setattr(model, "_yes_no_ids", ids)
+    one = request(2, "is there a dog", max_tokens=2, yes_no=True)
+    ours = handle.model.chat([one])[0].yes
+    assert ours is not None and ours == pytest.approx(theirs.chat([one])[0].yes, abs=0.01)
+
+
 def test_draws_follow_their_seed(handle: LocalModel) -> None:
     drawn = [request(0, temperature=1.0, seed=seed) for seed in range(4)]
     first = [answer.text for answer in handle.model.chat(drawn)]
