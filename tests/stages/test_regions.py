@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.chain import Chain, InputFacts
 from pipeline.errors import Fatal, RecipeError
 from pipeline.models import LocalModel
 from pipeline.recipe import build_recipe
@@ -188,6 +190,8 @@ def test_shards_carry_regions_tags_and_attributes_in_their_json(finished: Path) 
 def test_the_name_of_a_caption_stage_stands_for_its_text() -> None:
     assert Regions(Regions.Params(of="caption_dense")).reads == ("image", "caption_dense.text")
     assert Regions(Regions.Params()).reads == ("image", "text|alt_text")
+    stages = [{"read_images": {}}, {"regions": {"of": "caption_dense"}}]
+    models = {"detector": {"kind": "crop_detector", "weights": "bundled:rendered_clip"}}
+    asked = build_recipe({"input": {"kind": "image_folder", "folder": "none"}, "stages": stages, "models": models})
     with pytest.raises(RecipeError, match=r"caption_dense.text"):
-        build_recipe({"input": {"kind": "image_folder", "folder": "tests"}, "stages": [{"read_images": {}}, {"regions": {"of": "caption_dense"}}],
-                      "models": {"detector": {"kind": "crop_detector", "weights": "bundled:rendered_clip"}}})  # fmt: skip
+        Chain(asked, InputFacts("", {"path": pa.string(), "source_file": pa.string(), "source_offset": pa.int64(), "source_size": pa.int64()}))
