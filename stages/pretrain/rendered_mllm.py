@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from stages.pretrain.config import TrainConfig
-from stages.pretrain.nets.mllm import HEADS_NAME
 from stages.pretrain.rendered_dialogues import RenderedDialogues
 from stages.pretrain.rendered_mllm_eval import evaluate
 from stages.pretrain.rendered_turns import MIXES
@@ -42,7 +41,7 @@ def phase_config(recipe: dict[str, Any], number: int, out: Path) -> TrainConfig:
     phase = recipe["phases"][number]
     before = str(out / recipe["phases"][number - 1]["name"] / "export") if number else None
     return TrainConfig(
-        model=recipe["model"], objective="mllm", objective_params={"dialogues": True, **phase["params"]}, init=before,
+        model=recipe["model"] | phase.get("model", {}), objective="mllm", objective_params={"dialogues": True, **phase["params"]}, init=before,
         **{**recipe["train"], **phase["train"]},
     )
 
@@ -69,7 +68,7 @@ def write_bundle(export: Path, bundle: Path) -> int:
     """Copy an export without its training-only heads; returns the bytes. Raises ValueError above 25 MiB."""
     bundle.mkdir(parents=True, exist_ok=True)
     for path in export.iterdir():
-        if path.name != HEADS_NAME:
+        if path.is_file():  # the training-only heads lie in a folder
             (bundle / path.name).write_bytes(path.read_bytes())
     size = sum(path.stat().st_size for path in bundle.iterdir())
     if size > LARGEST_BUNDLE:

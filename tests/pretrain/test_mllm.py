@@ -185,6 +185,7 @@ def test_export_is_what_transformers_loads_with_the_same_logits(tmp_path: Path, 
     save_mllm(model, tmp_path)
     processor, loaded = AutoProcessor.from_pretrained(tmp_path), AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(processor).__name__ == "Qwen2VLProcessor" and (tmp_path / HEADS_NAME).is_file()
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]  # vLLM would load any other beside it
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     inputs = [p(text=[request_text(p, "tags", {})], images=[image], return_tensors="pt") for p in (model.processor, processor)]
     assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])

@@ -19,7 +19,8 @@ from stages import prompts
 from stages.pretrain.errors import TrainError
 from stages.pretrain.nets.word_tokenizer import IMAGE, PAD, TURN_END, VIDEO, VISION_END, VISION_START, word_tokenizer
 
-HEADS_NAME = "training_heads.safetensors"
+# in a folder of their own: vLLM takes every safetensors file beside config.json for weights of the model
+HEADS_NAME = "training/heads.safetensors"
 _VOCABULARIES = Path(__file__).parent.parent / "recipes"
 _MODEL_KEYS = ("image_size", "vocabulary", "text", "vision", "image_heads", "claim_head")
 
@@ -183,6 +184,7 @@ def save_mllm(model: Mllm, folder: Path, heads: bool = True) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if heads:
         kept = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items() if not name.startswith("net.")}
+        (folder / HEADS_NAME).parent.mkdir(exist_ok=True)
         save_file(kept, folder / HEADS_NAME)
 
 
