@@ -90,13 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the training and the bundle")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe (YAML)")
     parser.add_argument("--until", help="last phase to train; default: all phases")
+    parser.add_argument("--eval-scenes", type=int, help="scenes of the largest measurement; default: the recipe's")
     options = parser.parse_args(arguments)
     recipe = read_recipe(options.recipe, options.until)
     results = train_phases(recipe, options.out)
     bundle = options.out / "bundle"
     size = write_bundle(Path(results[-1].export), bundle)
     began = time.monotonic()
-    found = evaluate(bundle, recipe["eval_scenes"])
+    found = evaluate(bundle, options.eval_scenes or recipe["eval_scenes"])
     phases = [
         {"name": phase["name"], "steps": result.steps, "scenes": result.steps * phase["train"]["batch_size"],
          "minutes": round(training_minutes(options.out / phase["name"]), 1), "last_loss": round(result.loss, 4)}
