@@ -54,8 +54,8 @@ def test_image_labels_name_the_object_of_each_place() -> None:
         for item in scene.objects:
             row, column = item.cell
             for place in ((2 * row) * 6 + 2 * column, (2 * row + 1) * 6 + 2 * column + 1):
-                assert [HEADS[head][labels[head][place]] for head in ("color", "shape", "texture", "size")] == [
-                    item.color, item.shape, item.texture, item.size]
+                assert [HEADS[head][labels[head][place]] for head in ("color", "shape", "texture", "size", "cell")] == [
+                    item.color, item.shape, item.texture, item.size, item.position]
         assert sum(label > 0 for label in labels["color"]) == 4 * len(scene.objects)
     with pytest.raises(ValueError, match="side 8 is no multiple of 3"):
         image_labels(SCENES[0], 8)
@@ -110,7 +110,11 @@ def test_phases_see_scenes_of_their_own_from_the_stream_that_the_demo_never_show
 
 
 def test_image_heads_of_the_recipe_are_those_of_the_labels() -> None:
-    assert rendered_mllm.read_recipe(rendered_mllm.RECIPE)["model"]["image_heads"] == {head: len(names) for head, names in HEADS.items()}
+    recipe = rendered_mllm.read_recipe(rendered_mllm.RECIPE)
+    sizes = {head: len(names) for head, names in HEADS.items()}
+    for number in range(len(recipe["phases"])):
+        assert rendered_mllm.phase_config(recipe, number, Path("out")).model["image_heads"].items() <= sizes.items()
+    assert rendered_mllm.phase_config(recipe, number, Path("out")).model["image_heads"] == sizes
 
 
 def test_named_objects_are_read_from_a_caption() -> None:
@@ -129,4 +133,4 @@ def test_a_training_of_two_phases_ends_in_a_bundle_with_its_evaluation(tmp_path:
     found = json.loads((tmp_path / "out" / "bundle" / "evaluation.json").read_text())
     assert found["phases"][1]["scenes"] == 4 and found["matching"]["pairs"] == 4
     assert set(found["dense_captions"]) == {"1_to_2_objects", "3_to_5_objects"}
-    assert not (tmp_path / "out" / "bundle" / "training_heads.safetensors").exists()
+    assert [path.name for path in (tmp_path / "out" / "bundle").rglob("*.safetensors")] == ["model.safetensors"]
