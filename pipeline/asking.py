@@ -41,6 +41,7 @@ class Asking:
         self.found = 0
         self.died_in_a_row = 0
         self.answered: Request | None = None  # one that the engine has answered
+        self._under_way: list[Future[list[Any]]] = []
 
     def ask(self, requests: Sequence[Request | Failure | None]) -> Answers:
         """Send what the cache does not know; equal requests are sent once. A Failure or None in place of a request is its own answer."""
@@ -50,12 +51,20 @@ class Asking:
         """One call per request where the model takes several at a time, else one call for all."""
         self.sent += len(requests)
         each = [[at] for at in range(len(requests))] if self.model.concurrency > 1 or alone else [list(range(len(requests)))]
-        futures = []
+        futures: list[Future[list[Any]]] = []
+        self._under_way = [future for future in self._under_way if not future.done()]
         for places in each:
             future = self.model.send(self.method, [requests[at] for at in places], alone)
             future.add_done_callback(functools.partial(self._keep, [keys[at] for at in places]))
             futures.append(future)
+        self._under_way += futures
         return futures
+
+    def close(self) -> None:
+        """Write the answers that have come; requests that were not sent yet are not sent any more (after an error, or Ctrl+C)."""
+        for future in self._under_way:
+            future.cancel()
+        self.cache.flush()
 
     def _keep(self, keys: list[bytes], done: Future[list[Any]]) -> None:
         """Put answers into the cache as they come, from whichever thread."""
@@ -92,8 +101,8 @@ class Answers(Future[list[Any]]):
         self._under_way = self._send(list(self.open)) if self.open else []
 
     def result(self, timeout: float | None = None) -> list[Any]:
-        """Wait for all. Requests under which the engine ended are sent once more together, then one by one, alone: one under which it ends
-        DEATHS_ALONE times is a Failure. Raises Fatal where the engine answers nothing any more, TimeoutError after `timeout` seconds."""
+        """Wait for all. Requests under which the engine ended are sent twice more together, then one by one, alone: one under which it
+        ends DEATHS_ALONE times is a Failure. Raises Fatal where the engine answers nothing any more, TimeoutError after `timeout` seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         for _ in range(2):
             dead = self._collect(self._under_way, until)

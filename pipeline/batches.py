@@ -208,7 +208,7 @@ class BatchRunner:
     def close_cache(self) -> None:
         """Write the answers that have come."""
         if self._asking is not None:
-            self._asking.cache.flush()
+            self._asking.close()
             self.calls = self._asking.sent
 
     def _drain(self, batch: np.ndarray, rows: list[Any], future: Future[Any]) -> Iterator[tuple[np.ndarray, Computed]]:

@@ -26,7 +26,10 @@ class AttributeCheckParams(Params):
 
 
 class AttributeCheck(Stage):
-    """Adds `dropped`, `added` and `text`: the checked caption where it is consistent, else the template's sentence; read as <instance>.text."""
+    """Checks a caption against the attributes that were found, and puts the template's sentence in its place where they disagree.
+
+    Adds `dropped`, `added` and `text`, read as <instance>.text.
+    """
 
     name: ClassVar[str] = "attribute_check"
     version: ClassVar[int] = 1

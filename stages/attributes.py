@@ -35,7 +35,10 @@ class AttributesParams(ClipParams):
 
 
 class Attributes(ClipStage):
-    """Adds `attributes` and, where enough were chosen, `text`, read as <instance>.text; needs no language model and, with stored embeddings, no image."""
+    """Writes a caption from templates and the attributes that CLIP finds; needs no language model and, with stored embeddings, no image.
+
+    Adds `attributes` and, where enough were chosen, `text`, read as <instance>.text.
+    """
 
     name: ClassVar[str] = "attributes"
     version: ClassVar[int] = 1

@@ -42,7 +42,7 @@ class BestCaptionParams(Params):
 
 
 class BestCaption(Stage):
-    """A row without any candidate has no best caption and is kept."""
+    """Takes the best of several captions of a row by a rule; a row without any candidate is kept without one."""
 
     name: ClassVar[str] = "best_caption"
     version: ClassVar[int] = 1

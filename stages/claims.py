@@ -58,7 +58,10 @@ class ClaimsParams(ChatParams):
 
 
 class Claims(ChatStage):
-    """A row whose text makes no claim (or that has none) is asked nothing: n_claims 0, `confirmed` null."""
+    """Asks a caption's claims back as yes/no questions about the image; tells the share that is confirmed.
+
+    A row whose text makes no claim (or that has none) is asked nothing: n_claims 0, `confirmed` null.
+    """
 
     name: ClassVar[str] = "claims"
     version: ClassVar[int] = 1

@@ -34,7 +34,10 @@ class RegionCaptionsParams(ChatParams):
 
 
 class RegionCaptions(ChatStage):
-    """Adds `region_captions`: box, phrase and caption of each region, in the order of the regions; a caption that fails is null with its reason."""
+    """Captions the part of the image in each region.
+
+    Adds `region_captions`: box, phrase and caption of each region, in the order of the regions; a caption that fails is null with its reason.
+    """
 
     name: ClassVar[str] = "region_captions"
     version: ClassVar[int] = 1

@@ -41,7 +41,10 @@ class TagsParams(ClipParams):
 
 
 class Tags(ClipStage):
-    """Adds `tags`, a list of name and score, best first. Made for merging into captions and for counting concepts."""
+    """Tags each image with names from a vocabulary, by CLIP over the whole image and crops of it.
+
+    Adds `tags`, a list of name and score, best first. Made for merging into captions and for counting concepts.
+    """
 
     name: ClassVar[str] = "tags"
     version: ClassVar[int] = 1

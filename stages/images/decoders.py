@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -81,6 +81,10 @@ class Decoders:
     def fit(self, data: bytes, max_pixels: int) -> Future[np.ndarray | Failure]:
         """Pixels uint8 [H, W, 3] of at most `max_pixels` pixels, see `stages.images.fit`."""
         return self.submit(task_bytes("fit", max_pixels=max_pixels), data, _array)
+
+    def hashes(self, data: bytes, pixel_limit: int = DEFAULT_PIXEL_LIMIT, **wanted: bool) -> Future[dict[str, Any] | Failure]:
+        """Columns of `near_dup`, see `stages.images.hashes.hash_image`."""
+        return self.submit(task_bytes("hashes", pixel_limit=pixel_limit, **wanted), data, _hash_columns)
 
     def decode_pixels(self, images: Iterable[bytes], **options: int) -> list[np.ndarray | Failure]:
         """`pixels` of several images, decoded side by side, in their order."""
@@ -153,6 +157,13 @@ def _normalized(data: Bytes, facts: Facts, payload: bytes) -> Normalized:
     sizes = (facts["width"], facts["height"], facts["original_width"], facts["original_height"])
     image = StoredImage(data if facts["kept"] else payload, facts["format"], *sizes)
     return Normalized(image, bytes.fromhex(facts["raw_sha256"]), bytes.fromhex(facts["image_sha256"]))
+
+
+def _hash_columns(facts: Facts, payload: bytes) -> dict[str, Any]:
+    columns = {"phash": bytes.fromhex(facts["phash"]), "phash_quality": facts["quality"], "phash_turned": bytes.fromhex(facts["phash_turned"])}
+    if facts["pdq"] is not None:
+        columns |= {"pdq": bytes.fromhex(facts["pdq"]), "pdq_quality": facts["pdq_quality"], "pdq_turned": bytes.fromhex(facts["pdq_turned"])}
+    return columns
 
 
 def _array(facts: Facts, payload: bytes) -> np.ndarray:

@@ -22,6 +22,7 @@ from schemas.outcome import Failure, FailureCode
 from stages.models.event_loop import LoopThread
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
 from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_ids
+from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
 ENGINE_KEYS = ("max_num_seqs", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
@@ -91,12 +92,6 @@ class VllmChat:
         if self._engine is not None:
             self._loop.loop.call_soon_threadsafe(self._engine.shutdown)
 
-    def engine_pids(self) -> list[int]:
-        """Processes of the engine."""
-        import psutil
-
-        return [child.pid for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
-
     def _load_renderer(self) -> Renderer:
         from transformers import AutoProcessor
 
@@ -112,6 +107,7 @@ class VllmChat:
                     self._engine.shutdown()
                 self._engine = self._start()
                 self.starts += 1
+                end_with_this_process(engine_processes())
             return self._engine
 
     def _start(self) -> Any:

@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from stages.pretrain.config import TrainConfig
-from stages.pretrain.nets.mllm import HEADS_NAME
 from stages.pretrain.rendered_dialogues import RenderedDialogues
 from stages.pretrain.rendered_mllm_eval import evaluate
 from stages.pretrain.rendered_turns import MIXES
@@ -28,12 +27,21 @@ NOTE = "trained on the rendered world and for it only: its answers and scores sa
 LARGEST_BUNDLE = 25 * 1024 * 1024
 
 
+def read_recipe(path: Path, until: str | None = None) -> dict[str, Any]:
+    """The recipe with its phases up to `until`. Raises ValueError for a phase that it does not have."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    names = [phase["name"] for phase in recipe["phases"]]
+    if until is not None and until not in names:
+        raise ValueError(f"--until {until}: {path} has no such phase; it has {', '.join(names)}")
+    return recipe if until is None else {**recipe, "phases": recipe["phases"][:names.index(until) + 1]}
+
+
 def phase_config(recipe: dict[str, Any], number: int, out: Path) -> TrainConfig:
     """The training of phase `number`; every phase but the first starts from the export of the one before."""
     phase = recipe["phases"][number]
     before = str(out / recipe["phases"][number - 1]["name"] / "export") if number else None
     return TrainConfig(
-        model=recipe["model"], objective="mllm", objective_params={"dialogues": True, **phase["params"]}, init=before,
+        model=recipe["model"] | phase.get("model", {}), objective="mllm", objective_params={"dialogues": True, **phase["params"]}, init=before,
         **{**recipe["train"], **phase["train"]},
     )
 
@@ -60,7 +68,7 @@ def write_bundle(export: Path, bundle: Path) -> int:
     """Copy an export without its training-only heads; returns the bytes. Raises ValueError above 25 MiB."""
     bundle.mkdir(parents=True, exist_ok=True)
     for path in export.iterdir():
-        if path.name != HEADS_NAME:
+        if path.is_file():  # the training-only heads lie in a folder
             (bundle / path.name).write_bytes(path.read_bytes())
     size = sum(path.stat().st_size for path in bundle.iterdir())
     if size > LARGEST_BUNDLE:
@@ -81,13 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the training and the bundle")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe (YAML)")
+    parser.add_argument("--until", help="last phase to train; default: all phases")
+    parser.add_argument("--eval-scenes", type=int, help="scenes of the largest measurement; default: the recipe's")
     options = parser.parse_args(arguments)
-    recipe = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
+    recipe = read_recipe(options.recipe, options.until)
     results = train_phases(recipe, options.out)
     bundle = options.out / "bundle"
     size = write_bundle(Path(results[-1].export), bundle)
     began = time.monotonic()
-    found = evaluate(bundle, recipe["eval_scenes"])
+    found = evaluate(bundle, options.eval_scenes or recipe["eval_scenes"])
     phases = [
         {"name": phase["name"], "steps": result.steps, "scenes": result.steps * phase["train"]["batch_size"],
          "minutes": round(training_minutes(options.out / phase["name"]), 1), "last_loss": round(result.loss, 4)}

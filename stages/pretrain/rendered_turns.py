@@ -29,12 +29,10 @@ _WITH_TEXT: Final[dict[str, Callable[[Scene, str], str]]] = {
 }
 
 
-def short_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
-    """The first course: tags, one caption that is not dense, one judged text, two questions."""
-    caption = ("caption_short", "caption_descriptive", "caption_descriptive")[int(rng.integers(3))]
-    alt = draw_alt_text(scene, rng)
-    return (plain_turn("tags", scene), plain_turn(caption, scene), *score_turns(alt, scene, _aspects(rng, 0.25)),
-            *(question_turn(scene, rng) for _ in range(2)))
+def first_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
+    """The first lesson in speaking: tags, a caption that names every object, and how well one text matches."""
+    caption = ("caption_dense", "caption_descriptive")[int(rng.integers(2))]
+    return plain_turn("tags", scene), plain_turn(caption, scene), *score_turns(draw_alt_text(scene, rng), scene, ASPECTS[:1])
 
 
 def all_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
@@ -42,7 +40,7 @@ def all_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
     turns = [plain_turn(name, scene) for name, chance in _SHARES.items() if rng.random() < chance]
     for _ in range(2):
         alt = draw_alt_text(scene, rng)
-        turns += score_turns(alt, scene, _aspects(rng, 0.5))
+        turns += score_turns(alt, scene, _aspects(rng))
     if rng.random() < 0.25:
         name = "caption_fused" if rng.random() < 0.8 else "caption_merged"
         turns.append(text_turn(name, draw_alt_text(scene, rng), scene))
@@ -54,7 +52,7 @@ _SHARES: Final = {
     "caption_dense": 0.4, "caption_descriptive": 0.4, "caption_short": 0.3, "tags": 0.4,
     "caption_brief": 0.04, "caption_plain": 0.04, "caption_long": 0.04,
 }
-MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"short": short_turns, "all": all_turns}
+MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"first": first_turns, "all": all_turns}
 """What a phase of the recipe may name."""
 
 
@@ -83,6 +81,6 @@ def score_turns(alt: AltText, scene: Scene, aspects: tuple[str, ...] = ASPECTS) 
     return [Turn(f"score_{aspect}", str(scores[aspect]), {"alt_text": alt.text}, claims) for aspect in aspects]
 
 
-def _aspects(rng: np.random.Generator, chance: float) -> tuple[str, ...]:
-    """Image-text matching always, each other aspect now and then."""
-    return tuple(aspect for number, aspect in enumerate(ASPECTS) if number == 0 or rng.random() < chance)
+def _aspects(rng: np.random.Generator) -> tuple[str, ...]:
+    """Image-text matching always, each other aspect in half of the draws."""
+    return tuple(aspect for number, aspect in enumerate(ASPECTS) if number == 0 or rng.random() < 0.5)

@@ -84,6 +84,8 @@ STAGES: dict[str, str] = {
     "download": "Fetches every image, checks that it is whole, and stores it.",
     "clip_score": "A model compares image and text: the better they fit, the higher the score.",
     "exact_dup": "Of rows with the same image, byte for byte, one stays and takes over the texts of the others.",
+    "near_dup": "Hashes every image by what it shows, and finds all pairs that look nearly the same.",
+    "dedup": "Of rows with the same or nearly the same image, one stays and takes over the texts of the others.",
     "select": "The last cut: conditions, lists of ids, and shares of all rows.",
     "corrupt": "Swaps the texts of some rows on purpose, so that scores can be put to the test.",
 }

@@ -33,7 +33,7 @@ _PARTICIPLES: Final = frozenset({"VVN", "VVG", "VVD"})
 COLORS: Final = frozenset(
     "red orange yellow green cyan turquoise teal blue navy purple violet pink magenta brown beige tan white black gray grey maroon golden".split()
 )
-_ATTRIBUTES: Final = COLORS | frozenset("medium polka-dot plaid tartan striped dotted spotted checked checkered patterned".split())
+_ATTRIBUTES: Final = COLORS | frozenset("little medium polka-dot plaid tartan striped dotted spotted checked checkered patterned".split())
 _COMPOUNDS: Final = frozenset({("plus", "sign"), ("minus", "sign"), ("close", "up"), ("tic", "tac")})
 """Nouns whose first word is else a function word."""
 
@@ -85,7 +85,7 @@ def _tag_sentence(words: list[str]) -> list[Token]:
 
 
 def _mended(tokens: list[Token]) -> list[Token]:
-    """Three classes of errors: an unknown word is no function word; a word of colour or pattern before a noun or adjective is an
+    """Three classes of errors: an unknown word is no function word; a word of colour, pattern or size before a noun or adjective is an
     adjective; so is a participle between a determiner, adjective or number and a noun or adjective. And the compounds of `_COMPOUNDS`."""
     known = _tagger().cache
     kinds = [NOUN if token.kind in _CLOSED and token.text.isalpha() and token.text not in known else token.kind for token in tokens]

@@ -20,6 +20,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "PAIRMILL_TEST_NODE"  # in the environment of every process of a node: <folder of the cluster>/<node>
 NODE_MEMORY = 256 << 20
+START_TRIES = 3  # Ray gives a node 30 s to start, which a busy machine may not do
 
 
 def free_ports(number: int) -> list[int]:
@@ -61,8 +62,12 @@ class RayCluster:
         options = [f"--num-cpus={cpus}", f"--object-store-memory={NODE_MEMORY}", "--node-ip-address=127.0.0.1", f"--temp-dir={self.folder / node}"]
         options += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *options]
-        done = subprocess.run(command, env=self.environment(node), capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        for _ in range(START_TRIES):
+            done = subprocess.run(command, env=self.environment(node), capture_output=True, text=True, timeout=240, check=False)
+            if done.returncode == 0:
+                return
+            self.kill(node)
+        raise AssertionError(done.stdout + done.stderr)
 
     def add_node(self, cpus: int = 1) -> str:
         """Start a further node; returns its name."""

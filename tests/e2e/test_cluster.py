@@ -20,7 +20,7 @@ from tests.e2e.ray_cluster import RayCluster, until
 from tests.pipeline.s3_server import BUCKET, S3Server, running
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.timeout(900)  # starts of Ray take their time on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # starts of Ray take their time on a busy machine
 TABLE = "s3://bucket/in/urls.parquet"
 
 
@@ -76,7 +76,7 @@ class Job:
         command = [sys.executable, "-m", "pipeline.cli", "run", "recipe.yaml", "--out", self.s3.place(self.out), "--set", f"input.table={TABLE}"]
         with self.cluster.submit([*command, "--progress", "json"], [f"--working-dir={folder}"]) as job:
             try:
-                came = until(lambda: job.poll() is not None or moment(node), 240) and job.poll() is None
+                came = until(lambda: job.poll() is not None or moment(node), 360) and job.poll() is None
                 self.cluster.kill(node)
                 before, place = self.commits(), len(self.s3.requests)
                 told = job.communicate(timeout=300)[0]
@@ -112,7 +112,6 @@ def test_a_node_that_goes_during_a_download_changes_no_byte(s3: S3Server, world:
     assert dataset(s3, "small") == near(recipe, world, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["download", "clip_score", "write_shards"])
 def test_a_node_that_goes_changes_no_byte(s3: S3Server, world: World, cluster: RayCluster, tmp_path: Path, stage: str) -> None:
     recipe = yaml.safe_load(RECIPE.read_text())

@@ -181,6 +181,16 @@ def test_an_engine_that_answers_nothing_stops_the_run(tmp_path: Path) -> None:
         asking(engine, tmp_path).ask([Ask(f"p{i}") for i in range(20)]).result()
 
 
+def test_after_an_error_nothing_more_is_sent(tmp_path: Path) -> None:
+    engine = Engine(seconds=0.1)
+    one = asking(engine, tmp_path, concurrency=2)
+    one.ask([Ask(f"t{i}") for i in range(100)])
+    time.sleep(0.15)
+    one.close()
+    time.sleep(0.3)
+    assert 2 <= len(engine.asked) <= 8
+
+
 def test_time_runs_out(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         asking(Engine(seconds=1.0), tmp_path).ask([Ask("a")]).result(0.1)

@@ -182,9 +182,12 @@ def test_export_is_what_transformers_loads_with_the_same_logits(tmp_path: Path, 
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    save_mllm(model, tmp_path)
-    processor, loaded = AutoProcessor.from_pretrained(tmp_path), AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
-    assert type(processor).__name__ == "Qwen2VLProcessor" and (tmp_path / HEADS_NAME).is_file()
+    folder = tmp_path / "export"
+    for _ in range(2):  # the second takes the place of the first
+        save_mllm(model, folder)
+    processor, loaded = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    assert type(processor).__name__ == "Qwen2VLProcessor" and (folder / HEADS_NAME).is_file() and list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # vLLM would load any other beside it
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     inputs = [p(text=[request_text(p, "tags", {})], images=[image], return_tensors="pt") for p in (model.processor, processor)]
     assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
@@ -193,16 +196,16 @@ def test_export_is_what_transformers_loads_with_the_same_logits(tmp_path: Path, 
         assert torch.allclose(loaded(**inputs[1]).logits, model.net(**inputs[0]).logits, atol=2e-3)  # weights were halved
     assert loaded.generation_config.eos_token_id == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     twin = build_mllm({**TINY_MLLM, "image_heads": {"color": 3}, "claim_head": True})
-    load_weights(twin, tmp_path)
+    load_weights(twin, folder)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(twin.state_dict()[name], tensor, atol=1e-3), name
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, model: Mllm) -> None:
-    save_mllm(model, tmp_path)
+    save_mllm(model, tmp_path / "export")
     wider = {**TINY_MLLM, "text": {**TINY_MLLM["text"], "intermediate_size": 48}}
     with pytest.raises(TrainError, match="do not fit the model"):
-        load_weights(build_mllm(wider), tmp_path)
+        load_weights(build_mllm(wider), tmp_path / "export")
     with pytest.raises(TrainError, match="config.json is missing"):
         load_weights(model, tmp_path / "nothing")
 
@@ -247,5 +250,6 @@ def test_image_only_trains_the_vision_tower_and_its_heads() -> None:
     losses = objective.losses(built, normalise(objective.collate([sample_of(text)], None), MEAN, STD))
     losses["image"].backward()
     assert set(losses) == {"image"}
-    trained = {name.split(".")[0] if not name.startswith("net.") else ".".join(name.split(".")[1:3]) for name, p in built.named_parameters() if p.grad is not None}
+    moved = [name.removeprefix("net.") for name, parameter in built.named_parameters() if parameter.grad is not None]
+    trained = {"model.visual" if name.startswith("model.visual.") else name.split(".")[0] for name in moved}
     assert trained == {"model.visual", "image_heads"}

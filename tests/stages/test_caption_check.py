@@ -159,3 +159,28 @@ def test_embeddings_of_another_model_are_refused(clip: Any) -> None:
     stored = {"image_emb": np.ones(7, np.float16).tobytes(), "text_emb": None, "clip_score": None}
     with pytest.raises(Fatal, match="the stored ones have 7; name the model of the clip_score stage"):
         compare(clip, [row(GOOD, **stored)])
+
+
+def test_alips_weights_from_the_columns_are_lower_where_the_alt_text_was_shuffled() -> None:
+    """ALIP's acceptance sentence for the columns alone: 30 % of the alt-texts shuffled, weights with H the mean over the data."""
+    pytest.importorskip("open_clip")
+    from stages.demo.captions import caption_for, heldout_pairs
+    from stages.demo.scenes import render
+    from stages.models import open_clip as kind
+
+    model = kind.load({"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu", "threads": 1})
+    scenes = [scene for scene, _ in heldout_pairs(100)]
+    alt_texts = [caption_for(scene) for scene in scenes]
+    alt_texts[:30] = alt_texts[1:30] + alt_texts[:1]
+    images = model.embed_images(np.stack([render(scene, model.image_size) for scene in scenes])).astype(np.float16)
+    texts = model.embed_texts(alt_texts).astype(np.float16)
+    scores = (images.astype(np.float64) * texts.astype(np.float64)).sum(axis=1)
+    rows = [
+        row(caption_for(scene, variant=1), image_emb=image.tobytes(), text_emb=text.tobytes(), clip_score=float(score))
+        for scene, image, text, score in zip(scenes, images, texts, scores, strict=True)
+    ]
+    found = compare(model, rows)
+    s_tc, s_xt = (np.array([values[name] for values in found]) for name in ("s_tc", "s_xt"))
+    sample = np.exp(2 * (s_tc - s_tc.mean()))
+    weights = np.minimum(sample, 1) * np.where(sample < 1, np.exp(2 * (s_xt - s_xt.mean())), 1)
+    assert weights[:30].mean() < 0.8 * weights[30:].mean()

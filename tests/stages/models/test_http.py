@@ -169,6 +169,14 @@ def test_numbers_come_from_the_first_tokens_told(server: ChatServer, load: Calla
     assert server.bodies[0]["logprobs"] is True
 
 
+def test_yes_is_weighed_against_no_among_the_first_tokens_told(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    top = [{"token": "Yes", "logprob": np.log(0.5)}, {"token": " yes", "logprob": np.log(0.1)}, {"token": "no", "logprob": np.log(0.2)}]
+    choice = {"message": {"content": "Yes"}, "finish_reason": "stop", "logprobs": {"content": [{"top_logprobs": top}]}}
+    server.answer = lambda body, n: web.json_response({"choices": [choice]})
+    assert load(server.url).chat([request(yes_no=True)])[0].yes == 0.75
+    assert server.bodies[0]["logprobs"] is True
+
+
 def test_key_comes_from_the_environment_and_stands_in_no_message(
     server: ChatServer, load: Callable[..., kind.HttpChat], monkeypatch: pytest.MonkeyPatch
 ) -> None:

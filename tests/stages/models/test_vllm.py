@@ -18,6 +18,7 @@ from pipeline.store import Store
 from schemas.outcome import Failure, FailureCode
 from stages.models import transformers as plain
 from stages.models.protocols import ChatAnswer
+from stages.models.watchdog import engine_processes
 from tests.stages.models.asking_images import request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -44,6 +45,16 @@ def test_numbers_are_those_of_transformers(handle: LocalModel, tiny_mllm: Path) 
     theirs = plain.load({"kind": "transformers", "weights": str(tiny_mllm)}).chat([one])[0].numbers
     assert set(ours) == set(theirs) == set(range(101))
     assert ours == pytest.approx(theirs, rel=0.02, abs=1e-4)
+
+
+def test_yes_against_no_is_that_of_transformers(handle: LocalModel, tiny_mllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = plain.load({"kind": "transformers", "weights": str(tiny_mllm)})
+    ids = {theirs.tokenizer(letter)["input_ids"][0]: word for letter, word in (("y", "yes"), ("n", "no"))}
+    for model in (theirs, handle.model):  # the tiny vocabulary has no such words
+        monkeypatch.setattr(model, "_yes_no_ids", ids)
+    one = request(2, "is there a dog", max_tokens=2, yes_no=True)
+    ours = handle.model.chat([one])[0].yes
+    assert ours is not None and ours == pytest.approx(theirs.chat([one])[0].yes, abs=0.01)
 
 
 def test_draws_follow_their_seed(handle: LocalModel) -> None:
@@ -83,7 +94,7 @@ def test_engine_that_is_killed_is_started_again_and_asked_what_is_open(handle: L
     def kill() -> None:
         while asking.cache._fresh == {} and not cache._known:
             time.sleep(0.005)
-        for pid in handle.model.engine_pids():
+        for pid in engine_processes():
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
