@@ -17,7 +17,7 @@ from pipeline.storage import Place, place_of
 @answers
 def export(
     out: RunFolder,
-    to: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the exported files.")],
+    to: Annotated[str, typer.Option("--out", metavar="DIR", help="Local folder for the exported files.")],
     format: Annotated[Literal["parquet"], typer.Option("--format", help="Form of the files.")] = "parquet",
     split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Only this split.")] = None,
     max_mb: Annotated[int, typer.Option("--max-mb", metavar="N", help="Most image bytes of a file, in MB.", min=1)] = 500,
@@ -33,8 +33,11 @@ def export(
       pairmill export RUN --out EXPORT
       pairmill export RUN --out EXPORT --split train
     """
+    folder = place_of(to)
+    if not isinstance(folder, Path):
+        raise RecipeError(f"--out {to}: files are exported to a local folder; name one, and copy them from there")
     # What knows images and shards stands among the stages, which this package must not import.
-    found = importlib.import_module("stages.shards.export").export_dataset(dataset_of(out), to, split, max_mb * 1_000_000)
+    found = importlib.import_module("stages.shards.export").export_dataset(dataset_of(out), folder, split, max_mb * 1_000_000)
     if json:
         print_json(found)
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -128,7 +127,7 @@ def _print_wanted(told: dict[str, dict[str, int]], out: str, stage: str | None, 
         named = ", ".join(f"{rows:,} {code}" for code, rows in counts.items())
         results().print(f"{name}: {total:,} row{'' if total == 1 else 's'} would be tried again ({named})", soft_wrap=True)
     if told:
-        results().print("later stages then compute those of them that get there; all other rows stay as they are", soft_wrap=True)
+        results().print("later stages then compute those of them that get there; all other rows stay as they are")
     else:
         place = f" at {stage}" if stage else ""
         shown = ", ".join(sorted(codes)) if len(codes) < 8 else "any failure"
@@ -164,7 +163,9 @@ def _same_recipe(out: str, sets: list[str]) -> Any:
 @answers
 def doctor(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe whose models and limits are to be checked too.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the run directory will be: its disk is checked.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Where the run directory will be: its disk, or its object store, is checked.")
+    ] = None,
     sets: Sets = None,
     online: Annotated[str | None, typer.Option("--online", metavar="URL", help="Also fetch this URL, with its certificate checked.")] = None,
     address: Address = None,
@@ -174,7 +175,7 @@ def doctor(
 ) -> int:
     """Check this machine: resolver, TLS, proxy, limits, disk, packages, Ray, GPU, models; say what is wrong and what to do.
 
-    Exit code 1 where something is a problem; a warning is none. Writes one small file to --out's disk and removes it.
+    Exit code 1 where something is a problem; a warning is none. Writes one small file or object to --out and removes it.
 
     \b
     Example:

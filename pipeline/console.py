@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from rich.console import Console
@@ -12,32 +13,54 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.safe_text import one_line, safe, safe_json
 from pipeline.secrets import mask
+
+
+class SafeConsole(Console):
+    """A console that shows every plain string through `safe`: no text from outside acts on the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(safe(text), **options)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """A text for the terminal that is no markup and acts on nothing."""
+    return Text(safe(text), style=style)
 
 
 def results() -> Console:
     """Console of standard output."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return SafeConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def notes() -> Console:
     """Console of standard error."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return SafeConsole(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str, whole: bool = False) -> None:
     """One note on standard error. whole: never cut into lines by us, so that a command in it can be copied."""
-    notes().print(Text(mask(text)), soft_wrap=whole or not sys.stderr.isatty())
+    notes().print(plain(mask(text)), soft_wrap=whole or not sys.stderr.isatty())
 
 
 def print_json(value: Any) -> None:
     """A result for programs: indented JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(safe_json(json.dumps(value, indent=1, ensure_ascii=False, default=str)) + "\n")
 
 
 def command_line() -> str:
     """The command that is running, as it can be typed again."""
     return shlex.join(["pairmill", *sys.argv[1:]])
+
+
+def some(names: Iterable[str], room: int = 140) -> str:
+    """'a, b, c and 17 more': as many names as fit into `room` characters (one at least), for a message that must stay short."""
+    known = [one_line(name, room) for name in names]
+    shown = 1
+    while shown < len(known) and len(", ".join(known[: shown + 1])) <= room:
+        shown += 1
+    return ", ".join(known[:shown]) + (f" and {len(known) - shown:,} more" if len(known) > shown else "")
 
 
 def number(value: int) -> str:
@@ -79,5 +102,5 @@ def print_fact(console: Console, title: str, told: str, indent: int = 0, width: 
     line = Table.grid(padding=(0, 1, 0, 0))
     line.add_column(min_width=width, no_wrap=True)
     line.add_column(overflow="fold")
-    line.add_row(Text(title), Text(told))
+    line.add_row(plain(title), plain(told))
     console.print(Padding(line, (0, 0, 0, indent), expand=False))

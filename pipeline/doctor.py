@@ -9,6 +9,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
@@ -16,18 +17,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from pipeline import doctor_machine, registry
+from pipeline.console import plain
 from pipeline.doctor_machine import OK, PROBLEM, WARNING, Check
+from pipeline.doctor_store import object_store
 from pipeline.errors import RecipeError
+from pipeline.preflight import check_address
 from pipeline.recipe import Recipe, apply_overrides, load_recipe, read_recipe
+from pipeline.safe_text import one_line
+from pipeline.storage import ObjectPath, place_of
 
 CHILD_LIMIT_S = 60
 
 
 def examine(
-    recipe: str | None = None, sets: list[str] | None = None, out: Path | None = None, online: str | None = None,
+    recipe: str | None = None, sets: list[str] | None = None, out: str | None = None, online: str | None = None,
     address: str | None = None,
 ) -> list[Check]:
     """All checks, in a fixed order. Raises RecipeError for a recipe that is not there or an address without Ray."""
@@ -35,7 +40,12 @@ def examine(
     checks = [doctor_machine.python(), doctor_machine.memory(), *told, *doctor_machine.resolver(online), doctor_machine.tls(), doctor_machine.proxies()]
     if online:
         checks.append(doctor_machine.online(online))
-    checks += [doctor_machine.open_files(_concurrency(built)), *doctor_machine.disk(out or Path(".")), *doctor_machine.shared_memory()]
+    place = place_of(out or ".")
+    # On its way to object storage everything lies in the temporary folder.
+    folder = Path(tempfile.gettempdir()) if isinstance(place, ObjectPath) else place
+    checks += [doctor_machine.open_files(_concurrency(built)), *doctor_machine.disk(folder), *doctor_machine.shared_memory()]
+    if isinstance(place, ObjectPath):
+        checks.append(object_store(place))
     return [*checks, *_packages(), _locked(), _ray(address), _gpu(), *_models(raw)]
 
 
@@ -101,6 +111,10 @@ def _ray(address: str | None) -> Check:
     if not address:
         code, told = _child("import ray; print(ray.__version__)")
         return Check("ray", OK, f"{told} can be imported") if not code else Check("ray", PROBLEM, f"cannot be imported: {told}", "install it again")
+    try:
+        check_address(address)
+    except RecipeError as error:
+        return Check("ray", PROBLEM, str(error), "check `ray status` there and the port")
     script = (
         "import logging, sys, ray; ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False); r = ray.cluster_resources(); "
         "print(f\"{len(ray.nodes())} nodes, {r.get('CPU', 0):g} CPUs, {r.get('GPU', 0):g} GPUs, Ray {ray.__version__}\")"
@@ -180,9 +194,9 @@ def print_checks(checks: list[Check], console: Console) -> None:
     for place in range(3 if wide else 2):
         table.add_column(no_wrap=place < (2 if wide else 1), overflow="fold")
     for check in checks:
-        state = Text(check.state, style=styles[check.state])
-        told = Text(check.found if wide else f"{check.name}: {check.found}")
+        state = plain(check.state, style=styles[check.state])
+        told = plain(one_line(check.found, 600) if wide else f"{check.name}: {one_line(check.found, 600)}")
         if check.do:
             told.append(f"\nto do: {check.do}", style="bold")
-        table.add_row(*((state, Text(check.name), told) if wide else (state, told)))
+        table.add_row(*((state, plain(check.name), told) if wide else (state, told)))
     console.print(table)

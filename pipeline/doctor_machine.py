@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.errors import RecipeError
-from pipeline.run import default_workers
+from pipeline.executor import default_workers
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 SLOW_LOOKUP_S = 1.0
@@ -167,9 +167,6 @@ def open_files(concurrency: int) -> Check:
 
 def disk(out: Path) -> Iterator[Check]:
     """Free space and the speed of small commits, on the disk of `out` (its nearest folder that exists)."""
-    if "://" in str(out):
-        yield Check("disk", WARNING, f"{out}: not a local folder, not checked")
-        return
     folder = out.resolve()
     while not folder.is_dir():
         folder = folder.parent

@@ -27,6 +27,10 @@ class RecipeError(_Told):
     """The recipe, an option or the input is wrong; the user must change it. Exit code 2."""
 
 
+class DiskFull(Fatal):
+    """No room (or no quota) left where something was to be written."""
+
+
 class BudgetExceeded(Fatal):
     """Too many rows of a stage failed, most of them with `code`; the part at hand was not committed.
 
@@ -68,7 +72,7 @@ def as_fatal(error: BaseException, where: str) -> Fatal:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         full = full_disk_message(str(error.filename or tempfile.gettempdir()))
-        return Fatal(full if where in full else f"{where}: {full}")
+        return DiskFull(full if where in full else f"{where}: {full}")
     return Fatal(f"{where}: {type(error).__name__}: {error}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,11 +36,20 @@ class Done:
     crash: Crash | None = None
 
 
+def default_workers() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Executor(Protocol):
-    """Runs group tasks and jobs' tasks. `capacity`: how many tasks to keep in flight."""
+    """Runs group tasks and jobs' tasks."""
 
     name: str
-    capacity: int
+
+    @property
+    def capacity(self) -> int:
+        """How many tasks to keep in flight now."""
+        ...
 
     def submit(self, task: GroupTask) -> None:
         """Start a task; it is reported once by `wait`."""

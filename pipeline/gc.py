@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.blobs import BLOCK, REMOVED, BlobWriter, gone, padding
 from pipeline.chain import Node, Ref
 from pipeline.errors import Fatal
-from pipeline.files import read_metadata, remove_files, remove_temporaries
+from pipeline.files import read_metadata, read_range, remove_files, remove_temporaries
 from pipeline.lock import RunLock, read_owner
 from pipeline.part import is_done
 from pipeline.run import open_run
@@ -197,9 +197,7 @@ def _copy(run: RunView, node: Node, part: int, rows: list[int], tars: list[Any],
 
 def _read(path: Place, offset: int, size: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
+        data = read_range(path, offset, size)
     except FileNotFoundError:
         raise gone(path) from None
     if len(data) != size:

@@ -41,5 +41,15 @@ class S3Inputs(AbstractFileSystem):
                     raise
         return {"name": name, "size": 0, "type": "directory"}
 
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """Bytes [start, end) by one request; without bounds the whole object. Negative bounds count from its end."""
+        place = self._place(path)
+        if start is None and end is None:
+            return place.read_bytes()
+        first, last = start or 0, end
+        if last is None or first < 0 or last < 0:
+            first, last, _ = slice(first, last).indices(place.stat().st_size)
+        return bytes(object_store.get_range(place.bucket, place.key, first, last - first)) if last > first else b""
+
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         return self._place(path).open(mode)

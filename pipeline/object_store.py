@@ -129,11 +129,13 @@ def listed(bucket: str, folder: str, beginning: str = "") -> Iterator[tuple[str,
     """(key, size) of all objects under a folder, in order; `beginning`: only those whose name there begins so."""
     start = f"{folder}/{beginning}" if folder else beginning
     with _told(bucket, folder):
-        for chunk in obstore.list(store(bucket), prefix=folder or None, offset=start if beginning else None, chunk_size=1000):
+        before = start[:-1] if beginning else None  # listing begins behind this name: `start` itself may be one
+        for chunk in obstore.list(store(bucket), prefix=folder or None, offset=before, chunk_size=1000):
             for entry in chunk:
-                if not entry["path"].startswith(start):
+                if entry["path"].startswith(start):
+                    yield entry["path"], entry["size"]
+                elif entry["path"] > start:
                     return
-                yield entry["path"], entry["size"]
 
 
 def level(bucket: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from pipeline import models, registry
 from pipeline.chain import Chain, InputFacts
 from pipeline.environment import Environment
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
-from pipeline.executor import Crash, Done
+from pipeline.executor import Crash, Done, default_workers
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
+from pipeline.preflight import unreachable
 from pipeline.ray_models import NAMESPACE, RayModel, needs_actor, start_actors
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
@@ -28,6 +31,7 @@ from pipeline.run_view import RunView
 from pipeline.storage import Place
 from pipeline.store import Store
 
+RECOUNT_S = 10.0
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -117,9 +121,9 @@ class RayExecutor:
         self.chain = chain
         self.store = store
         self.parts: list[int] = []
-        start_ray(workers, address)
-        self.workers = workers if address is None else min(workers, int(ray.cluster_resources().get("CPU", workers)))
-        self.capacity = self.workers + max(1, self.workers // 4)  # one more than runs, so that no worker waits for the driver
+        start_ray(workers or default_workers(), address)
+        self.wanted = workers
+        self.workers = self._count_workers()
         self._actors: list[Any] = []
         actors: dict[str, list[str]] = {}
         for name, spec in chain.recipe.models.items():
@@ -130,6 +134,19 @@ class RayExecutor:
         self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
         self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
+
+    def _count_workers(self) -> int:
+        """Tasks that run at a time: one per processor of the cluster, no more than asked for."""
+        there = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._counted = time.monotonic()
+        return min(self.wanted or there, there)
+
+    @property
+    def capacity(self) -> int:
+        """A quarter more tasks than run at a time, so that no worker waits for the driver. Nodes may come and go."""
+        if time.monotonic() - self._counted > RECOUNT_S:
+            self.workers = self._count_workers()
+        return self.workers + max(1, self.workers // 4)
 
     def submit(self, task: GroupTask) -> None:
         self._running[_work.remote(self.spec_ref, task)] = task
@@ -189,20 +206,43 @@ def live_nodes() -> int:
 
 
 def start_ray(workers: int, address: str | None) -> None:
-    """Connect to the cluster at `address`, or start Ray on this machine with `workers` CPUs. Raises Fatal."""
+    """Connect to the cluster at `address`, or start Ray on this machine with `workers` CPUs. Raises RecipeError, Fatal."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # variables of a job reach this process too: what is set below has them in it
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
-    # Workers find the packages where the driver found them, also when pairmill runs from a source tree.
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    variables = _worker_variables()
     try:
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
         else:
-            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            # By inheritance, not by a runtime environment: for that Ray would throw away the workers that it starts at once, and start others.
+            with _environment_of(variables):
+                ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        place = f"at {address}" if address else "on this machine"
-        raise Fatal(f"Ray could not be reached {place}: {error}; check `ray status`, or run with --executor local") from error
+        if address:
+            raise RecipeError(unreachable(address, error)) from error
+        raise Fatal(f"Ray could not be started on this machine: {error}; check `ray status`, or run with --executor local") from error
+
+
+def _worker_variables() -> dict[str, str]:
+    """Workers find the packages where the driver found them, also when pairmill runs from a source tree; stages set their threads themselves."""
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+@contextmanager
+def _environment_of(variables: dict[str, str]) -> Iterator[None]:
+    """Processes started within the block have these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -12,9 +12,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from pipeline import models, registry
-from pipeline.errors import EngineDied, RecipeError
+from pipeline.errors import EngineDied, Fatal, RecipeError
 
 NAMESPACE = "pairmill"
+TRIES = 4  # of a call whose actor dies (killed, or its node gone): Ray makes it again once it has started the actor anew
+AGAIN = {"max_task_retries": TRIES - 1}
 
 
 @ray.remote(max_restarts=-1)
@@ -69,7 +71,7 @@ def needs_actor(spec: dict[str, Any]) -> bool:
 
 
 def _facts_of(actor: Any) -> tuple[str, dict[str, Any]]:
-    told: Any = ray.get(actor.facts.remote())
+    told: Any = ray.get(actor.facts.options(**AGAIN).remote())
     return told
 
 
@@ -100,7 +102,7 @@ class RayModel:
             if calls:
                 self._open[place] = ray.wait(calls, num_returns=len(calls), timeout=0)[1]
         place = min(range(len(self.actors)), key=lambda i: (len(self._open[i]), (i + os.getpid()) % len(self.actors)))
-        reference: Any = self.actors[place].call.remote(method, request)
+        reference: Any = self.actors[place].call.options(**AGAIN).remote(method, request)
         self._open[place].append(reference)
         return _ActorFuture(reference, self)
 
@@ -115,11 +117,19 @@ class RayModel:
         try:
             return ray.get(self.actors[place].call.remote(method, requests, alone))[0]
         except RayActorError as error:
+            self._await_return(place)
             raise EngineDied(f"the actor of the model ended: {str(error).splitlines()[0]}") from error
         finally:
             self._busy.end()
             with self._choosing:
                 self._under_way[place] -= 1
+
+    def _await_return(self, place: int) -> None:
+        """Wait until Ray has started an actor anew: before, every call to it ends at once, as if it had died of it."""
+        try:
+            _facts_of(self.actors[place])
+        except RayActorError as error:
+            raise Fatal(f"a model's process died and cannot be started again: {str(error).strip().splitlines()[0]}; no row was failed for it") from error
 
     def seconds(self) -> float:
         return self._seconds + self._busy.seconds
@@ -138,5 +148,10 @@ class _ActorFuture(Future[Any]):
             answer, seconds = ray.get(self.reference, timeout=timeout)
         except GetTimeoutError:
             raise TimeoutError(f"the model gave no answer within {timeout:g} s") from None
+        except RayActorError as error:
+            raise Fatal(
+                f"a model's process died {TRIES} times under one call, or cannot be started again ({str(error).strip().splitlines()[0]}); no row was "
+                "failed for it. Ray's logs have its last words, for example memory that ran out; mend that and run the same command again"
+            ) from error
         self.model._seconds += seconds
         return answer

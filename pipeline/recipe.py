@@ -12,11 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline import registry
+from pipeline.console import some
 from pipeline.errors import Budget, RecipeError
 from pipeline.stage import Job, Source, Stage
 from pipeline.storage import register_inputs
 
 TOP_KEYS = ("name", "description", "input", "seed", "decide", "models", "stages", "jobs", "budgets", "world")
+MOST_PROBLEMS = 2  # of one mapping, in one message
 INPUT_KEYS = ("kind", "rows_per_part", "limit", "sample")
 
 
@@ -76,6 +78,8 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {item}: the value is not valid YAML: {error}") from error
         keys = path.split(".")
+        if keys[0] in ("stages", "jobs") and len(keys) > 1:  # messages name `stages.clip_score.min`: what they say may be typed
+            keys = keys[1:]
         target = _target(data, keys, item)
         target[keys[-1]] = value
 
@@ -87,8 +91,8 @@ def _target(data: dict[str, Any], keys: list[str], item: str) -> dict[str, Any]:
     else:
         entries = {**_entries(data, "stages"), **_entries(data, "jobs")}
         if keys[0] not in entries:
-            choices = [*TOP_KEYS, *entries]
-            raise RecipeError(f"--set {item}: this recipe has no {keys[0]!r}{registry.nearest(keys[0], choices)}; it has {', '.join(choices)}")
+            choices = [*entries, *(key for key in TOP_KEYS if key not in ("stages", "jobs"))]
+            raise RecipeError(f"--set {item}: this recipe has no {keys[0]!r}{registry.nearest(keys[0], choices)}; it has {some(choices)}")
         if len(keys) == 1:
             raise RecipeError(f"--set {item}: name a parameter, as in {keys[0]}.PARAMETER=value")
         target, inner = entries[keys[0]], keys[1:-1]
@@ -133,15 +137,22 @@ def build_params(cls: Any, raw: dict[str, Any], where: str) -> Any:
         for problem in _one_per_key(error.errors(), cls):
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                lines.append(f"{where}: unknown key {key!r}{registry.nearest(key, known)}; valid: {', '.join(known) or 'none'}")
+                near = registry.nearest(key, known)
+                lines.append(f"{where}: unknown key {key!r}{near}" + ("" if near else f"; valid: {some(known, 80) or 'none'}"))
             elif problem["type"] == "missing":
                 lines.append(f"{where}.{key}: is required: {cls.Params.model_fields[key].description or ''}".rstrip(": "))
             else:
-                place = f"{where}.{key} (found {problem.get('input')!r})" if key else where
+                place = f"{where}.{key} (found {_cut(repr(problem.get('input')))})" if key else where
                 lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}")
-        raise RecipeError("\n".join(lines)) from error
+        more = [f"and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
+        advice = [f"what it takes: pairmill stages {cls.name}"] if getattr(cls, "name", "") and where != "input" else []
+        raise RecipeError("\n".join([*lines[:MOST_PROBLEMS], "; ".join([*more, *advice])]).rstrip()) from error
     except TypeError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def _cut(text: str, longest: int = 80) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _one_per_key(problems: list[Any], cls: Any) -> list[Any]:

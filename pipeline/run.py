@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from pipeline.chain import Chain, InputFacts
 from pipeline.cut import cut_input
 from pipeline.environment import Environment, code_version
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError
-from pipeline.executor import Executor, LocalExecutor
+from pipeline.executor import Executor, LocalExecutor, default_workers
 from pipeline.files import read_metadata, remove_temporaries
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
+from pipeline.preflight import check_address, check_devices, take_lock
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
-from pipeline.storage import place_of
+from pipeline.storage import ObjectPath, place_of
 from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
 from schemas.record import RunRecord
 from schemas.sample import SOURCE_COLUMNS
@@ -32,7 +33,11 @@ RAY_WORTH_S = 30.0
 
 @dataclass
 class RunOptions:
-    """How to run, as opposed to what: nothing here changes a byte of the dataset."""
+    """How to run, as opposed to what: nothing here changes a byte of the dataset.
+
+    workers: processes, 0 for one per processor (of the cluster, where there is one). address: of a Ray cluster; without one, that of RAY_ADDRESS,
+    which Ray sets in a job that it runs, counts for all but the local executor.
+    """
 
     executor: str = "auto"
     workers: int = 0
@@ -59,14 +64,18 @@ def run(
     facts: of the input, where they are known from an earlier run and the input itself need not be seen.
     """
     options = options or RunOptions()
+    if options.executor != "local" and options.address is None:
+        options = replace(options, address=cluster_here())
     started = time.perf_counter()
     root = place_of(out)
     check_options(options)
+    if not options.address:  # the machines of a cluster may have what this one lacks
+        check_devices(recipe)
     chain = Chain(recipe, facts)
     lock = RunLock(root)
     store = Store(root, lock.token)
     check_directory(store, chain)
-    lock.acquire()
+    take_lock(lock)
     if lock.warning:
         notify("warning", lock.warning)
     try:
@@ -98,12 +107,13 @@ def run(
 
 
 def check_options(options: RunOptions) -> None:
-    """Raises RecipeError for an executor that is not known or not installed, before anything is read or written."""
+    """Raises RecipeError for an executor that is not known or not installed and a cluster that does not answer, before anything is read or written."""
     if options.executor not in ("auto", "local", "ray"):
         raise RecipeError(f"--executor {options.executor}: must be auto, local or ray")
     if (options.executor == "ray" or options.address) and not _ray_installed():
         wanted = "--executor ray" if options.executor == "ray" else f"--address {options.address}"
         raise RecipeError(f"{wanted}: Ray is not installed; install pairmill[ray], or use --executor local")
+    check_address(options.address)
 
 
 def check_directory(store: Store, chain: Chain) -> None:
@@ -162,16 +172,10 @@ def _note_stop(store: Store, error: BudgetExceeded) -> None:
     store.write_run(record)
 
 
-def default_workers() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_executor(
     chain: Chain, store: Store, groups: list[Group], parts: list[int], options: RunOptions, retry: Retry, notify: Notify
 ) -> Executor:
     """The executor asked for; 'auto' takes the plain loop for work estimated under 30 s (Ray needs about 10 s to start)."""
-    workers = options.workers or default_workers()
     choice = options.executor
     if choice == "auto":
         cost = sum(stage.seconds_per_row for stage in chain.recipe.stages) * sum(parts)
@@ -180,10 +184,16 @@ def make_executor(
             choice = "local"
     notify("executor", choice)
     if choice == "local":
-        return LocalExecutor(Environment(chain, store, retry, workers=workers), groups)
+        return LocalExecutor(Environment(chain, store, retry, workers=options.workers or default_workers()), groups)
     from pipeline.ray_executor import RayExecutor
 
-    return RayExecutor(chain, store, groups, workers, options.address, retry)
+    return RayExecutor(chain, store, groups, options.workers, options.address, retry)
+
+
+def cluster_here() -> str | None:
+    """The cluster that the environment names: in a job of Ray's jobs API it is the one that runs the job."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address.startswith(("http://", "https://")) else address or None  # those are for `ray job submit`
 
 
 def _ray_installed() -> bool:
@@ -214,7 +224,7 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
     except ValueError as error:
         raise RecipeError(f"{out}: {error}") from error
     if record is None:
-        missing = "run.json is missing" if Path(out).is_dir() else "there is no such folder"
+        missing = "run.json is missing" if isinstance(store.root, ObjectPath) or store.root.is_dir() else "there is no such folder"
         raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")
     try:
         schema = read_metadata(store.path(VALUES, "source", 0)).schema.to_arrow_schema()

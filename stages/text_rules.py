@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,7 +23,7 @@ from stages.text.entropy import corpus_entropy
 from stages.text.language import CANDIDATES
 from stages.text.measures import MEASURES, Boilerplate, measure
 from stages.text.normalize import NameMask, normalize, replace_spans
-from stages.text.rules import first_broken
+from stages.text.rules import first_broken, passing_texts
 
 if TYPE_CHECKING:
     import duckdb
@@ -114,7 +114,7 @@ class TextRules(Stage):
     `texts` holds all texts, normalised and each once; those that are no caption at all (empty, file name, mostly URL or
     boilerplate) stand last, else the order is that of the input. `text`, `lang`, `lang_score` and `n_words` are those of
     the first. Which texts pass depends on thresholds, and thresholds may move without computing anything again: so
-    no text is removed here; `stages.text.rules.passing(text_measures, params)` tells which may be shown.
+    no text is removed here; `passing_texts` tells which may be shown, and the shard writer publishes only those.
     The reason of a dropped row is that of the row's own text.
     """
 
@@ -156,16 +156,27 @@ class TextRules(Stage):
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         own: Drop | None = None
-        entropies = resolved.get(CORPUS_ENTROPY) if self._by_corpus else None
-        for place, measures in enumerate(row["text_measures"]):
-            if self._by_corpus:
-                measures = {**measures, "entropy": entropies[place] if entropies else 0.0}
+        for measures in self._measures(row["text_measures"], resolved):
             broken = first_broken(measures, self.params)
             if broken is None:
                 return None
             if measures["own"]:
                 own = broken
         return own
+
+    def passing_texts(self, texts: Sequence[Mapping[str, Any]], row: Row, resolved: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Those of `texts` (as a later stage may have ranked them or added to them) that pass every rule, in their order.
+
+        `row` holds this stage's `texts` and `text_measures`, `resolved` what its resolve returned, as for `decide`.
+        """
+        measured = [entry["text"] for entry in row["texts"]]
+        return passing_texts(texts, measured, list(self._measures(row["text_measures"], resolved)), self.params)
+
+    def _measures(self, stored: Sequence[Mapping[str, Any]], resolved: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The stored measures of a row's texts, with the entropy that the parameters ask for."""
+        entropies = resolved.get(CORPUS_ENTROPY) if self._by_corpus else None
+        for place, measures in enumerate(stored):
+            yield {**measures, "entropy": entropies[place] if entropies else 0.0} if self._by_corpus else measures
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         return corpus_entropy(evidence, f"{self.instance}.texts", CORPUS_ENTROPY)

@@ -32,7 +32,8 @@ from stages.shards.manifest import counts_of, images_checked, models_of, recipe_
 _ROWS_PER_GROUP = 100_000
 _KINDS = (VALUES, VERDICTS, RESOLVED)
 _SCAN = "scan.json"
-_LEFT_OUT = ("text_measures", "text_rank", "clip_scores")  # what the stages need to judge again; `texts` holds ranks and scores
+# What the stages need to judge again; `texts` holds ranks and scores.
+_LEFT_OUT = ("text_measures", "text_rank", "clip_scores", "near_evidence", "phash_turned", "pdq_turned")
 
 Digests = dict[tuple[str, str, int], str]
 
@@ -49,6 +50,7 @@ class WriteShardsParams(AboutParams):
         {"train": 1.0}, description="share of each split; rows of one duplicate component, and rows with one image, stay together"
     )
     caption: str = Field("text|alt_text", description="column that becomes the caption; of several (a|b) the first that is not null in the row")
+    complement: str | None = Field(None, description="column joined to the caption after '; ', such as caption_short.text: both stand apart in `texts`")
     embeddings: bool = Field(True, description="also publish the stages' embeddings, in files of their own")
     leave_out: tuple[str, ...] = Field(_LEFT_OUT, description="columns that are not published")
 
@@ -71,7 +73,7 @@ class WriteShards(Job):
     """
 
     name: ClassVar[str] = "write_shards"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Params = WriteShardsParams
     params: WriteShardsParams
 
@@ -147,7 +149,7 @@ class WriteShards(Job):
 
     def _layout(self, run: RunView) -> Layout:
         check_left_out(run.chain, (name for name in self.params.leave_out if name not in _LEFT_OUT))
-        return make_layout(run.chain, self.params.caption, self.params.leave_out, self.params.embeddings)
+        return make_layout(run.chain, self.params.caption, self.params.leave_out, self.params.embeddings, self.params.complement)
 
     def _groups(self, run: RunView) -> list[tuple[int, ...]]:
         per_group = self.params.parts_per_group or max(1, round(_ROWS_PER_GROUP / run.chain.recipe.rows_per_part))
@@ -158,7 +160,9 @@ class WriteShards(Job):
         state = [[part, node.name, *(digests.get((kind, node.name, part), "") for kind in _KINDS)] for part in parts for node in run.chain.nodes]
         columns = [[name, full, str(run.chain.type_of(run.chain.find_column(full)))] for name, full in {**layout.plain, **layout.vectors}.items()]
         cut = {name: value for name, value in params_affecting(self.params, "compute").items() if name != "leave_out"}
-        return digest_of("group", self.version, state, columns, layout.captions, layout.texts, layout.component, cut, exceptions.to_json())
+        rules = layout.rules.decide_fingerprint if layout.rules is not None else ""
+        told = [layout.captions, layout.texts, layout.component, rules, layout.writers, layout.complement]
+        return digest_of("group", self.version, state, columns, told, cut, exceptions.to_json())
 
     def _exceptions(self, run: RunView, layout: Layout, digests: Digests) -> plan.Exceptions:
         """Found in one pass over the run, and kept with the digest of what they follow from."""

@@ -38,6 +38,9 @@ class Samples(Protocol):
     def texts(self, index: int) -> list[str]:
         """All texts of the sample, the chosen caption among them."""
 
+    def kinds(self, index: int) -> list[str]:
+        """The kind of each of `texts`: alt_text, or the name of the stage that wrote it."""
+
     def image(self, index: int) -> ImageSource:
         """The image; raises ValueError or OSError where its header cannot be read."""
 
@@ -64,6 +67,9 @@ class ArraySamples:
 
     def texts(self, index: int) -> list[str]:
         return list(self._texts[index])
+
+    def kinds(self, index: int) -> list[str]:
+        return ["caption"] * len(self._texts[index])
 
     def image(self, index: int) -> ImageSource:
         return ArrayImage(self._images[index])
@@ -118,11 +124,17 @@ class ShardDataset:
         return self._captions[index].as_py()
 
     def texts(self, index: int) -> list[str]:
+        return [text for text, _ in self._listed(index)]
+
+    def kinds(self, index: int) -> list[str]:
+        return [kind for _, kind in self._listed(index)]
+
+    def _listed(self, index: int) -> list[tuple[str, str]]:
+        """(text, kind) of the sample; a chosen caption that is none of the listed texts comes first."""
         chosen = self.caption(index)
-        if self._texts is None:
-            return [chosen]
-        listed = [entry["text"] for entry in self._texts[index].as_py() or []]
-        return listed if chosen in listed else [chosen, *listed]
+        entries = self._texts[index].as_py() or [] if self._texts is not None else []
+        listed = [(entry["text"], entry["kind"]) for entry in entries]
+        return listed if any(text == chosen for text, _ in listed) else [(chosen, "caption"), *listed]
 
     def image_bytes(self, index: int) -> bytes:
         """The encoded image. Raises DataError where the tar is shorter than the index says."""

@@ -60,7 +60,8 @@ def read_sample(samples: Samples, index: int, epoch: int, seed: int, needs: Need
             f"sample {key} does not decode ({samples.place(index)}): {error}; check the dataset with `pairmill verify`"
         ) from error
     texts = samples.texts(index) if "texts" in needs.columns else ()
-    return Sample(key=key, views=made, caption=samples.caption(index), texts=texts, epoch=epoch, seed=seed)
+    kinds = samples.kinds(index) if "kinds" in needs.columns else ()
+    return Sample(key=key, views=made, caption=samples.caption(index), texts=texts, epoch=epoch, seed=seed, kinds=kinds)
 
 
 @dataclass(slots=True)

@@ -46,6 +46,9 @@ class PairTable:
     def texts(self, index: int) -> list[str]:
         return [self._captions[index]]
 
+    def kinds(self, index: int) -> list[str]:
+        return ["caption"]
+
     def image(self, index: int) -> ImageSource:
         path = self.path.parent / self._images[index]
         return open_image(path.read_bytes(), path.suffix.lstrip(".").lower())

@@ -12,16 +12,13 @@ from typing import Any
 
 import torch
 
-from stages.models.open_clip_loader import load_clip, preprocess_from
-from stages.models.tokenize import tokenizer_for
+from stages.models.open_clip_loader import preprocess_from
 from stages.pretrain import checkpoint, dist
 from stages.pretrain.config import FREE_ON_RESUME, TrainConfig, resolve_model
 from stages.pretrain.data import Samples, ShardDataset
 from stages.pretrain.errors import TrainError
-from stages.pretrain.export import export_clip, preprocess_dict
 from stages.pretrain.loader import BatchLoader, LoadedBatch, Position, Views
 from stages.pretrain.metrics import MetricsLog
-from stages.pretrain.nets.towers import ClipTowers
 from stages.pretrain.objectives import make_objective
 from stages.pretrain.objectives.base import Batch, Objective, normalise
 from stages.pretrain.optim import learning_rate, make_optimizer
@@ -90,10 +87,13 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = self.objective.build(model_cfg)
         if config.init:
-            start_from(self.model, config.init)
-        # loaders give images with the channels last; convolutions in the same layout are up to twice as fast
-        self.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.preprocess = preprocess_from(preprocess_cfg, model_cfg["vision_cfg"].get("image_size", 224))
+            self.objective.start_from(self.model, config.init)
+        self.model.to(self.device)
+        for parameter in self.model.parameters():
+            if parameter.ndim == 4:
+                # loaders give images with the channels last; convolutions in the same layout are up to twice as fast
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.preprocess = preprocess_from(preprocess_cfg, self.objective.image_size(model_cfg))
         if samples is None:
             samples = ShardDataset(config.dataset, config.split)
         self.data = samples.digest if isinstance(samples, ShardDataset) else f"{len(samples)} samples in memory"
@@ -109,7 +109,7 @@ class _Run:
         )
         source = config.model if isinstance(config.model, str) else ""
         return BatchLoader(
-            samples, self.objective.collate, tokenizer_for(self.model.model_cfg, source), self.objective.needs, views,
+            samples, self.objective.collate, self.objective.tokenizer(self.model, source), self.objective.needs, views,
             config.batch_size, config.seed, config.workers, config.prefetch, dist.rank(), dist.world_size(),
         )
 
@@ -248,21 +248,7 @@ class _Run:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
     def _export(self) -> str:
-        return export_clip(self.model.clip, self.model.model_cfg, preprocess_dict(self.preprocess), self.out / "export")
-
-
-def start_from(model: ClipTowers, spec: str) -> None:
-    """Load the weights `spec` names (see load_clip) into the towers. Raises TrainError where they do not fit."""
-    loaded = load_clip(spec)
-    try:
-        missing, extra = model.clip.load_state_dict(loaded.model.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise TrainError(f"option init: the weights of {spec!r} do not fit the model: {error}") from error
-    # a model trained without a bias starts the sigmoid loss from the objective's initial one
-    if extra or set(missing) - {"logit_bias"}:
-        raise TrainError(
-            f"option init: {spec!r} lacks {missing or 'nothing'} and has {extra or 'nothing'} beyond the model"
-        )
+        return self.objective.export(self.model, self.preprocess, self.out / "export")
 
 
 def _micro_batches(batch: Batch, count: int) -> Iterator[Batch]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.chain import Chain, Ref
+from pipeline.chain import Chain, Node, Ref
 from pipeline.errors import RecipeError
 from pipeline.registry import nearest
 from pipeline.stage import Vector
 from schemas.columns import LOCATION_COLUMNS
 from schemas.dataset import INDEX_COLUMNS, RESERVED_COLUMNS
+from stages.caption import Caption
+from stages.text_rules import TextRules
 
 _SOURCE_OWN = frozenset({"url", "alt_text"})  # these names always mean the source's columns
 _GATHERED = frozenset({"text", "texts"})  # earlier writers' texts stand in the last `texts`
@@ -23,7 +25,9 @@ class Layout:
     """Name in the dataset -> full name in the chain ('<stage>.<column>').
 
     `images` is the stage that stores the images, `captions` are the columns of which the first that is not null is the
-    caption, `texts` the column with all texts ('' where no stage makes one).
+    caption, `texts` the column with all texts ('' where no stage makes one), `rules` the stage whose text rules say which
+    of them may be published (None: all), `writers` the stages that wrote captions, `complement` the column joined to the caption
+    ('' for none).
     """
 
     images: str
@@ -33,9 +37,12 @@ class Layout:
     captions: tuple[str, ...]
     texts: str
     component: str
+    rules: Node | None = None
+    writers: tuple[str, ...] = ()
+    complement: str = ""
 
 
-def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings: bool) -> Layout:
+def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings: bool, complement: str | None = None) -> Layout:
     """Raises RecipeError where no stage stores images or a column named in the recipe does not exist.
 
     A column is published under its own name; one that a later stage writes again, or whose name has a meaning of its
@@ -73,7 +80,13 @@ def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings
         raise RecipeError(f"write_shards.caption: no column {caption!r}{nearest(first, chain.available())}; there are: {', '.join(chain.available())}")
     texts = _full(chain, "texts") if chain.has_column("texts") else ""
     component = _full(chain, "dup_component") if chain.has_column("dup_component") else ""
-    return Layout(images, plain, flat, vectors if embeddings else {}, captions, texts, component)
+    rules = next((node for node in reversed(chain.nodes) if isinstance(node.stage, TextRules)), None)
+    writers = tuple(node.name for node in chain.nodes if isinstance(node.stage, Caption))
+    if complement and not chain.has_column(complement):
+        known = chain.available()
+        raise RecipeError(f"write_shards.complement: no column {complement!r}{nearest(complement, known)}; there are: {', '.join(known)}")
+    joined = _full(chain, complement) if complement else ""
+    return Layout(images, plain, flat, vectors if embeddings else {}, captions, texts, component, rules, writers, joined)
 
 
 def index_schema(chain: Chain, layout: Layout) -> pa.Schema:

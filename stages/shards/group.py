@@ -24,6 +24,7 @@ from stages.shards.energon import tar_offsets
 from stages.shards.files import EMBEDDINGS, INDEX, OFFSETS, TAR, Footer
 from stages.shards.rows import PartReader, caption_of, keys_of, records, texts_of
 from stages.shards.tars import TarWriter, blob_reader
+from stages.shards.texts import complemented, keep_passing, rule_columns, with_captions, written_columns
 
 _SHARD_COLUMNS = ("sample_id", "image_sha256", "tar", "offset", "size", "format")
 
@@ -117,9 +118,12 @@ class GroupWriter:
             "#alt_text": "source.alt_text",
             **{f"#caption{at}": full for at, full in enumerate(layout.captions)},
             **({"#texts": layout.texts} if layout.texts else {}),
+            **({"#complement": layout.complement} if layout.complement else {}),
+            **rule_columns(layout.rules),
+            **written_columns(layout.writers),
             **{f"={name}": full for name, full in layout.plain.items()},
             **{f"~{name}": full for name, full in layout.vectors.items()},
-        }  # marks keep these apart from each other: # the writer's own, = published as they are, ~ vectors
+        }  # marks keep these apart from each other: # the writer's own, ? what the text rules read, ! written captions, = published as they are, ~ vectors
 
     def write(self) -> GroupRecord:
         """Shards, rejected rows, and last the group's record."""
@@ -237,8 +241,11 @@ class GroupWriter:
         keys = keys_of(flat(gathered["#sample_id"]))
         captions = [flat(gathered[f"#caption{at}"]) for at in range(len(self.layout.captions))]
         texts = texts_of(flat(gathered["#texts"]) if self.layout.texts else None, flat(gathered["#alt_text"]), keys)
-        columns: dict[str, Any] = {"key": keys, "size": gathered["#size"], "ext": gathered["#format"]}
-        columns |= {"caption": caption_of(captions), "texts": texts}
+        texts, caption = keep_passing(self.layout.rules, texts, caption_of(captions), gathered)
+        texts = with_captions(self.layout.writers, texts, keys, gathered)
+        if self.layout.complement:
+            caption = complemented(caption, flat(gathered["#complement"]))
+        columns: dict[str, Any] = {"key": keys, "size": gathered["#size"], "ext": gathered["#format"], "caption": caption, "texts": texts}
         return pa.table({**columns, **{name: gathered[f"={name}"] for name in self.layout.plain}})
 
     def _vectors(self, gathered: pa.Table, keys: pa.ChunkedArray) -> pa.Table | None:

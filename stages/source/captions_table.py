@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from pipeline.console import some
 from pipeline.errors import RecipeError
 from pipeline.registry import nearest
 from stages.source.table_files import Malformed, TableFile, as_text, find_files
@@ -40,7 +41,7 @@ class CaptionsTable:
         for option, columns in asked.items():
             for name in columns:
                 if name not in names:
-                    raise RecipeError(f"{option}: {self.files[0].path} has no column {name!r}{nearest(name, names)}; it has {', '.join(names)}")
+                    raise RecipeError(f"{option}: {self.files[0].path} has no column {name!r}{nearest(name, names)}; it has {some(names)}")
         own = {file_column, *self.text_columns}
         self.carried = [name for name in names if name not in own and (carried is None or name in carried)]
 
@@ -75,7 +76,7 @@ class CaptionsTable:
         schema = file.schema()
         missing = [name for name in columns if name not in schema.names]
         if missing:
-            raise RecipeError(f"{file.path}: has no column {missing[0]!r}, and {self.files[0].path} has; it has {', '.join(schema.names)}")
+            raise RecipeError(f"{file.path}: has no column {missing[0]!r}, and {self.files[0].path} has; it has {some(schema.names)}")
         types = {name: pa.string() if pa.types.is_null(schema.field(name).type) else schema.field(name).type for name in columns}
         return columns, {**types, self.file_column: pa.string()}
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import stage as machine
+from pipeline.console import some
 from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.registry import nearest
@@ -116,7 +117,7 @@ class UrlTable(Source):
         for option, name in [*required, *(("input.columns_to_carry", name) for name in carried or ())]:
             if name not in names:
                 raise RecipeError(
-                    f"{option}: {file.path} has no column {name!r}{nearest(name, names)}; it has {', '.join(names)}"
+                    f"{option}: {file.path} has no column {name!r}{nearest(name, names)}; it has {some(names)}"
                 )
         rest = names if carried is None else carried
         return list(dict.fromkeys([*(name for _, name in required), *rest]))

@@ -18,11 +18,12 @@ import psutil
 
 RECIPE = Path(__file__).with_name("kills.yaml")
 ROOT = Path(__file__).resolve().parents[2]
+TITLES = {"worker": "ray::_work", "model": "ray::ModelActor"}  # as Ray names its processes while a task runs
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Kill `what` ('driver', 'worker', 'node') once event number `nth` of `phase` was seen, after `delay` seconds.
+    """Kill `what` ('driver', 'worker', 'node', 'model') once event number `nth` of `phase` was seen, after `delay` seconds.
 
     phase: a stage (a task that includes it has started), 'resolve', or the name of a job.
     """
@@ -77,7 +78,7 @@ def kill_at(process: subprocess.Popen[str], moment: Moment) -> str:
             family = _kill_when_there(process, moment.what)
             if family is None:
                 continue
-            if moment.what == "worker":
+            if moment.what in ("worker", "model"):
                 process.stderr.read()
                 process.wait()
                 return "killed"
@@ -122,7 +123,7 @@ def _kill(process: subprocess.Popen[str], what: str, family: list[psutil.Process
             name, line = child.name(), " ".join(child.cmdline()[:1])
         except psutil.Error:
             continue
-        if (what == "node" and name == "raylet") or (what == "worker" and line.startswith("ray::_work")):
+        if (what == "node" and name == "raylet") or (what in TITLES and line.startswith(TITLES[what])):
             os.kill(child.pid, signal.SIGKILL)
             return True
     return False

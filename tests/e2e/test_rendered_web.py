@@ -97,6 +97,17 @@ def test_ray_with_model_actors_gives_the_same_dataset(web: tuple[World, WorldSer
     assert tree_digest(ray.view.dataset) == tree_digest(unbroken.view.dataset)
 
 
+def test_a_model_whose_process_dies_costs_no_row(web: tuple[World, WorldServer], unbroken: RunResult, tmp_path: Path) -> None:
+    """SIGKILL of the one actor that holds the model, as soon as it has answered for a part: Ray starts it again, and calls are made again."""
+    settings = [word for value in ("input.rows_per_part=100", "models.clip.placement=actor") for word in ("--set", value)]
+    process = start(web[0].urls, tmp_path / "run", extra=settings)
+    try:
+        assert kill_at(process, Moment("model", "clip_score", 2, 0.05)) == "killed" and process.returncode == 0
+    finally:
+        process.kill()
+    assert tree_digest(tmp_path / "run" / "dataset") == tree_digest(unbroken.view.dataset)
+
+
 def test_moved_thresholds_ask_no_model_and_decode_nothing(web: tuple[World, WorldServer], tmp_path: Path) -> None:
     world, server = web
     first = run(recipe(world), tmp_path / "run", LOCAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import tarfile
@@ -60,6 +61,20 @@ def test_values_of_an_image_that_is_kept(tmp_path: Path, web: Any, jpeg: Callabl
         "opted_out": None, "robots": None, "checked_at": values["checked_at"],
     }  # fmt: skip
     assert abs(values["checked_at"] / 1000 - time.time()) < 10
+
+
+def test_another_event_loop_changes_nothing(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:
+    """Ray's workers make uvloop the default where it is installed."""
+    uvloop = pytest.importorskip("uvloop")
+    data = jpeg(30, 20)
+    web.answers["/a"] = web.http(data, content_type="image/jpeg")
+    before = asyncio.get_event_loop_policy()
+    uvloop.install()
+    try:
+        (values,), members = download(tmp_path, [web.url("/a")], min_short_side=1)
+    finally:
+        asyncio.set_event_loop_policy(before)
+    assert values["http_status"] == 200 and list(members.values()) == [data]
 
 
 def test_values_of_an_image_that_is_changed(tmp_path: Path, web: Any, jpeg: Callable[..., bytes]) -> None:

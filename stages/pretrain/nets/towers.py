@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stages.models.open_clip_loader import load_clip
 from stages.pretrain.errors import TrainError
 
 _LENGTH_GROUPS = 4
@@ -130,3 +131,17 @@ def build_clip(model_cfg: dict[str, Any]) -> nn.Module:
         return (CustomTextCLIP if custom_text else CLIP)(**cfg)
     except (TypeError, AssertionError) as error:
         raise TrainError(f"open_clip refuses the model config: {error}") from error
+
+
+def start_from_clip(model: ClipTowers, spec: str) -> None:
+    """Load the weights `spec` names (see load_clip) into the towers. Raises TrainError where they do not fit."""
+    loaded = load_clip(spec)
+    try:
+        missing, extra = model.clip.load_state_dict(loaded.model.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise TrainError(f"option init: the weights of {spec!r} do not fit the model: {error}") from error
+    # a model trained without a bias starts the sigmoid loss from the objective's initial one
+    if extra or set(missing) - {"logit_bias"}:
+        raise TrainError(
+            f"option init: {spec!r} lacks {missing or 'nothing'} and has {extra or 'nothing'} beyond the model"
+        )

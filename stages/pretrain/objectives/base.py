@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from stages.models.tokenize import CachedTokenizer
-from stages.pretrain.nets.towers import ClipTowers, build_clip
+from stages.models.open_clip_loader import Preprocess
+from stages.models.tokenize import CachedTokenizer, tokenizer_for
+from stages.pretrain.export import export_clip, preprocess_dict
+from stages.pretrain.nets.towers import ClipTowers, build_clip, start_from_clip
 
 Batch = dict[str, torch.Tensor]
 Tokenize = Callable[[Sequence[str]], torch.Tensor]
@@ -31,7 +34,7 @@ class ObjectiveConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an objective reads of each sample: text columns ('caption', 'texts') and image views ('train', 'eval')."""
+    """What an objective reads of each sample: text columns ('caption', 'texts', 'kinds') and image views ('train', 'eval')."""
 
     columns: tuple[str, ...] = ("caption",)
     views: tuple[str, ...] = ("train",)
@@ -47,6 +50,7 @@ class Sample:
     texts: Sequence[str]
     epoch: int
     seed: int
+    kinds: Sequence[str] = ()  # of `texts`, where the objective needs them
 
 
 class Objective(ABC):
@@ -68,6 +72,22 @@ class Objective(ABC):
     def build(self, model_cfg: dict[str, Any]) -> ClipTowers:
         """The towers (and heads) that this objective trains, randomly initialised from an open_clip model config."""
         return ClipTowers(build_clip(model_cfg), model_cfg)
+
+    def image_size(self, model_cfg: dict[str, Any]) -> int:
+        """Side in pixels of the images that the model of this config sees."""
+        return model_cfg["vision_cfg"].get("image_size", 224)
+
+    def tokenizer(self, model: Any, source: str) -> Tokenize | None:
+        """What `collate` tokenises with; `source` is the model's name or config file, '' where the config was given inline."""
+        return tokenizer_for(model.model_cfg, source)
+
+    def start_from(self, model: Any, spec: str) -> None:
+        """Load the weights that `spec` names (see load_clip) into the model. Raises TrainError where they do not fit."""
+        start_from_clip(model, spec)
+
+    def export(self, model: Any, preprocess: Preprocess, folder: Path) -> str:
+        """Write the trained model into `folder` for other programs; returns the digest of its weights."""
+        return export_clip(model.clip, model.model_cfg, preprocess_dict(preprocess), folder)
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample], tokenize: Tokenize) -> Batch:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from open_clip.loss import ClipLoss
-from pydantic import Field
 from torch import nn
 
 from stages.pretrain import dist
@@ -22,25 +21,24 @@ from stages.pretrain.objectives.base import (
     clamp_logit_scale,
     stack_images,
 )
+from stages.pretrain.text_mix import MIX_FIELD, TextMix, mix_reads, mixed_text
 
 
 class ClipConfig(ObjectiveConfig):
     """Parameters of the CLIP objective."""
 
-    text: Literal["caption", "random"] = Field(
-        "caption", description="'caption': the chosen caption; 'random': one of all texts, drawn anew each epoch"
-    )
+    text: TextMix = MIX_FIELD
 
 
-def choose_text(sample: Sample, how: str) -> str:
-    """The sample's caption, or one of its texts drawn by (seed, epoch, key)."""
-    if how == "caption" or len(sample.texts) < 2:
+def choose_text(sample: Sample, mix: TextMix) -> str:
+    """One of the sample's texts, drawn by (seed, epoch, key)."""
+    if mix == "caption":
         return sample.caption
     rng = generator(sample.seed, sample.epoch, sample.key, "text")
-    return sample.texts[int(rng.integers(len(sample.texts)))]
+    return mixed_text(mix, sample.caption, sample.texts, sample.kinds, rng)
 
 
-def collate_pairs(samples: Sequence[Sample], tokenize: Tokenize, text: str) -> Batch:
+def collate_pairs(samples: Sequence[Sample], tokenize: Tokenize, text: TextMix) -> Batch:
     """`images` uint8 [B, S, S, 3] and `tokens` int64 [B, T]."""
     return {
         "images": stack_images(samples, "train"),
@@ -56,7 +54,7 @@ class ClipObjective(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(columns=("caption",) if self.config.text == "caption" else ("caption", "texts"))
+        return Needs(columns=mix_reads(self.config.text))
 
     def collate(self, samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
         return collate_pairs(samples, tokenize, self.config.text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from open_clip.loss import SigLipLoss
@@ -23,12 +23,13 @@ from stages.pretrain.objectives.base import (
     clamp_logit_scale,
 )
 from stages.pretrain.objectives.clip import collate_pairs
+from stages.pretrain.text_mix import MIX_FIELD, TextMix, mix_reads
 
 
 class SiglipConfig(ObjectiveConfig):
     """Parameters of the SigLIP objective; the initial values are those of the paper's section 3.2."""
 
-    text: Literal["caption", "random"] = Field("caption", description="as in the clip objective")
+    text: TextMix = MIX_FIELD
     init_scale: float = Field(10.0, gt=0, description="initial temperature t' = exp(log scale)")
     init_bias: float = Field(-10.0, description="initial bias: at the start almost every pair is a negative")
 
@@ -41,7 +42,7 @@ class SiglipObjective(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(columns=("caption",) if self.config.text == "caption" else ("caption", "texts"))
+        return Needs(columns=mix_reads(self.config.text))
 
     def build(self, model_cfg: dict[str, Any]) -> ClipTowers:
         start = {"init_logit_scale": math.log(self.config.init_scale), "init_logit_bias": self.config.init_bias}

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import Fatal, RecipeError
 from schemas.outcome import Failure, FailureCode
-from stages.models.protocols import ChatAnswer
+from stages.models.protocols import ChatAnswer, yes_share
 from tests.stages.models.asking_images import request
 
 torch = pytest.importorskip("torch")
@@ -67,6 +67,25 @@ def test_numbers_are_the_softmax_of_the_first_step(chat: kind.TransformersChat) 
     assert set(answer.numbers) == set(range(101)) and 0 < sum(answer.numbers.values()) < 1
     plain = chat.chat([request(1, "score", max_tokens=2)])[0]
     assert plain.numbers is None and plain.text == answer.text
+
+
+def test_yes_is_the_share_of_yes_among_yes_and_no_at_the_first_step(chat: kind.TransformersChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {"yes": [chat.tokenizer(text)["input_ids"][0] for text in "yY"], "no": [chat.tokenizer("n")["input_ids"][0]]}
+    monkeypatch.setattr(chat, "_yes_no_ids", {token: word for word, tokens in ids.items() for token in tokens})  # the tiny vocabulary has no such words
+    one = request(1, "is there a dog", max_tokens=2, yes_no=True)
+    answer, plain = chat.chat([one, request(1, "is there a dog", max_tokens=2)])
+    prompt = chat.renderer.render(one.system, one.text, True).text
+    inputs = chat.processor(text=[prompt], images=[[one.image]], return_tensors="pt")
+    with torch.inference_mode():
+        chances = chat.model(**inputs).logits[0, -1].softmax(-1)
+    yes, no = (sum(float(chances[token]) for token in ids[word]) for word in ("yes", "no"))
+    assert answer.yes == pytest.approx(yes / (yes + no), abs=2e-4) and plain.yes is None and plain.text == answer.text
+    assert ChatAnswer.from_json(answer.to_json()) == answer
+
+
+def test_yes_and_no_count_in_any_spelling() -> None:
+    assert yes_share([(" Yes", 0.3), ("yes", 0.1), ("No", 0.1), ("maybe", 0.5)]) == 0.8
+    assert yes_share([("maybe", 1.0)]) is None
 
 
 def test_choices_are_kept_to(chat: kind.TransformersChat) -> None:

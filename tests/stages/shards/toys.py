@@ -100,6 +100,17 @@ class StoreImages(Stage):
         }  # fmt: skip
 
 
+class BestLast(Stage):
+    """Ranks the texts the other way round, as a model might that likes the bad ones."""
+
+    name = "best_last"
+    reads = ("texts",)
+    writes = {"text": pa.string(), "texts": TEXTS}
+
+    def compute(self, rows, ctx):
+        return [{"texts": row["texts"][::-1], "text": row["texts"][-1]["text"]} for row in rows]
+
+
 class Rate(Stage):
     """score = number mod 100 / 100 as float32, an embedding, texts; drops scores under `min`."""
 
