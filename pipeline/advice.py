@@ -21,6 +21,9 @@ _ADVICE: dict[str, str] = {
     FailureCode.NOT_AN_IMAGE: "look at one page: a login page or a proxy may answer in place of the servers",
     FailureCode.STAGE_ERROR: "the stage raised: read the detail, mend the stage and raise its version",
     FailureCode.MODEL_ERROR: "read the detail: the model or its input is broken",
+    FailureCode.BAD_ANSWER: "read the details: the model does not follow the prompt (another model, or `guided: true` for scores)",
+    FailureCode.REFUSAL: "read the details: the model or its server refuses; another model or prompt may not",
+    FailureCode.TRUNCATED: "raise the stage's max_tokens",
     FailureCode.WORKER_DIED: "the rows kill the worker process: check its memory limit, then look at the rows",
     FailureCode.HUNG: "the stage's call took longer than it allows: look at the rows",
 }

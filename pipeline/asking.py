@@ -14,7 +14,7 @@ from pipeline.models import ModelHandle
 from schemas.outcome import Failure, FailureCode
 
 DEATHS_ALONE = 2  # a request under which, alone, the engine ended so often is at fault
-DEAD_ROWS = 3  # so many requests in a row at fault, and none answered between: it is the engine
+DEAD_REQUESTS = 3  # so many requests in a row at fault, and none answered between: is it the engine?
 TICK_S = 1.0
 
 
@@ -40,6 +40,8 @@ class Asking:
         self.sent = 0
         self.found = 0
         self.died_in_a_row = 0
+        self.answered: Request | None = None  # one that the engine has answered
+        self._under_way: list[Future[list[Any]]] = []
 
     def ask(self, requests: Sequence[Request | Failure | None]) -> Answers:
         """Send what the cache does not know; equal requests are sent once. A Failure or None in place of a request is its own answer."""
@@ -49,12 +51,20 @@ class Asking:
         """One call per request where the model takes several at a time, else one call for all."""
         self.sent += len(requests)
         each = [[at] for at in range(len(requests))] if self.model.concurrency > 1 or alone else [list(range(len(requests)))]
-        futures = []
+        futures: list[Future[list[Any]]] = []
+        self._under_way = [future for future in self._under_way if not future.done()]
         for places in each:
             future = self.model.send(self.method, [requests[at] for at in places], alone)
             future.add_done_callback(functools.partial(self._keep, [keys[at] for at in places]))
             futures.append(future)
+        self._under_way += futures
         return futures
+
+    def close(self) -> None:
+        """Write the answers that have come; requests that were not sent yet are not sent any more (after an error, or Ctrl+C)."""
+        for future in self._under_way:
+            future.cancel()
+        self.cache.flush()
 
     def _keep(self, keys: list[bytes], done: Future[list[Any]]) -> None:
         """Put answers into the cache as they come, from whichever thread."""
@@ -91,8 +101,8 @@ class Answers(Future[list[Any]]):
         self._under_way = self._send(list(self.open)) if self.open else []
 
     def result(self, timeout: float | None = None) -> list[Any]:
-        """Wait for all. Requests under which the engine ended are sent once more together, then one by one, alone: one under which it ends
-        DEATHS_ALONE times is a Failure. Raises Fatal where the engine answers nothing any more, TimeoutError after `timeout` seconds."""
+        """Wait for all. Requests under which the engine ended are sent twice more together, then one by one, alone: one under which it
+        ends DEATHS_ALONE times is a Failure. Raises Fatal where the engine answers nothing any more, TimeoutError after `timeout` seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         for _ in range(2):
             dead = self._collect(self._under_way, until)
@@ -122,6 +132,7 @@ class Answers(Future[list[Any]]):
                 raise Fatal(f"models: {len(answers)} answers to {len(keys)} requests: a fault of the model's kind")
             self.known.update(zip(keys, answers, strict=True))
             self.asking.died_in_a_row = 0
+            self.asking.answered = self.open[keys[-1]]
         return dead
 
     def _wait(self, future: Future[list[Any]], until: float | None) -> list[Any]:
@@ -142,5 +153,16 @@ class Answers(Future[list[Any]]):
             if deaths == DEATHS_ALONE:
                 self.known[key] = Failure(FailureCode.MODEL_ERROR, f"the model's engine ended {deaths} times while it answered this request alone")
                 self.asking.died_in_a_row += 1
-                if self.asking.died_in_a_row >= DEAD_ROWS:
-                    raise Fatal(f"models: the engine ended under each of {DEAD_ROWS} requests in a row, sent alone; its log says why")
+                if self.asking.died_in_a_row % DEAD_REQUESTS == 0:
+                    self._check_engine(until)
+
+    def _check_engine(self, until: float | None) -> None:
+        """Several prompts about one image may be at fault together. Raises Fatal where what was answered before is not answered any more."""
+        good = self.asking.answered
+        if good is not None:
+            try:
+                self._wait(self.asking.model.send(self.asking.method, [good], alone=True), until)
+                return
+            except EngineDied:
+                pass
+        raise Fatal(f"models: the engine ended under each of {DEAD_REQUESTS} requests in a row, sent alone, and answers nothing else; its log says why")

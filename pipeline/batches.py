@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,16 @@ def deadline(seconds: float | None, hard: bool) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
 
 
+@dataclass
+class Started:
+    """A batch at the model: its rows as the stage sees them, and the answers to come; `pieces`: what is computed already."""
+
+    batch: np.ndarray
+    rows: list[Any]
+    pending: Future[Any] | None = None
+    pieces: list[tuple[np.ndarray, Computed]] = field(default_factory=list)
+
+
 class BatchRunner:
     """One stage on one part. `run` takes row indices and gives back their values, whatever single rows do."""
 
@@ -83,7 +93,7 @@ class BatchRunner:
         self.context = context
         self.breaker = breaker
         self.calls = 0
-        self._images: ImageWindows | None = None
+        self.images: ImageWindows | None = None
         self._asking: Asking | None = None
 
     def run(self, rows: np.ndarray) -> Computed:
@@ -91,8 +101,9 @@ class BatchRunner:
         started = self.context.model.seconds() if self.context.model else 0.0
         done: list[tuple[np.ndarray, Computed]] = []
         if len(rows):
-            self._images = self._plan_images(rows)
-            self._asking = self._open_cache() if self.stage.asks_each else None
+            self.images = self.plan_images(rows)
+            if self.stage.asks_each:
+                self.open_cache()
             batches = list(self._batches(rows))
             run = self._with_model if self.stage.uses_model else self._plainly
             try:
@@ -100,9 +111,14 @@ class BatchRunner:
                     self._count(batch, computed.failures)
                     done.append((batch, computed))
             finally:
-                if self._asking is not None:
-                    self._asking.cache.flush()
-                    self.calls = self._asking.sent
+                self.close_cache()
+        computed = self.joined(done)
+        computed.calls = self.calls
+        computed.model_seconds = self.context.model.seconds() - started if self.context.model else 0.0
+        return computed
+
+    def joined(self, done: list[tuple[np.ndarray, Computed]]) -> Computed:
+        """What was computed of some rows, as one, in the order of the rows."""
         order = np.concatenate([batch for batch, _ in done]) if done else np.empty(0, np.int64)
         back = pa.array(np.argsort(order, kind="stable"))
         columns = {
@@ -112,8 +128,22 @@ class BatchRunner:
         failures = [failure for _, computed in done for failure in computed.failures]
         if any(failures):
             failures = [failures[place] for place in back.to_pylist()]
-        seconds = self.context.model.seconds() - started if self.context.model else 0.0
-        return Computed(columns, failures, self.calls, seconds)
+        return Computed(columns, failures)
+
+    def begin(self, batch: np.ndarray, shared: dict[Any, Any]) -> Started:
+        """Send one batch to the model: for what lets batches of several stages be under way at a time. shared: see Context."""
+        rows = self._rows(batch)
+        try:
+            return Started(batch, rows, self._submit(batch, rows, shared))
+        except Exception as error:
+            return Started(batch, rows, pieces=list(self._after_error(batch, error)))
+
+    def end(self, started: Started) -> Computed:
+        """Wait for a batch; its rows count for the budget."""
+        pieces = started.pieces if started.pending is None else list(self._drain(started.batch, started.rows, started.pending))
+        for batch, computed in pieces:
+            self._count(batch, computed.failures)
+        return self.joined(pieces)
 
     def _count(self, batch: np.ndarray, failures: list[Failure | None]) -> None:
         if not any(failures) and not self.breaker.reported:
@@ -155,8 +185,9 @@ class BatchRunner:
         while waiting:
             yield from self._drain(*waiting.popleft())
 
-    def _submit(self, batch: np.ndarray, rows: list[Any]) -> Future[Any]:
+    def _submit(self, batch: np.ndarray, rows: list[Any], shared: dict[Any, Any] | None = None) -> Future[Any]:
         assert self.context.model is not None
+        self.context.shared = {} if shared is None else shared
         self.env.note(self.node, self.view.part, batch.tolist())
         request = self.stage.prepare(rows, self.context)
         if self._asking is not None:
@@ -164,12 +195,21 @@ class BatchRunner:
         self.calls += 1
         return self.context.model.submit(self.stage.model_method, request)
 
-    def _open_cache(self) -> Asking:
-        """The cached answers of this part. Where failures are to be tried again, their requests are sent, not looked up."""
+    def open_cache(self, cache: AnswerCache | None = None) -> AnswerCache:
+        """The cached answers of this part, or those that another stage of it has opened. Where failures are to be tried again, their
+        requests are sent, not looked up."""
         model, part = self.context.model, self.view.part
         assert model is not None
-        read = not self.env.retry.codes(self.node.name, part)
-        return Asking(model, self.stage.model_method, AnswerCache(self.env.store, model.digest, part, read))
+        if cache is None:
+            cache = AnswerCache(self.env.store, model.digest, part, read=not self.env.retry.codes(self.node.name, part))
+        self._asking = Asking(model, self.stage.model_method, cache)
+        return cache
+
+    def close_cache(self) -> None:
+        """Write the answers that have come."""
+        if self._asking is not None:
+            self._asking.close()
+            self.calls = self._asking.sent
 
     def _drain(self, batch: np.ndarray, rows: list[Any], future: Future[Any]) -> Iterator[tuple[np.ndarray, Computed]]:
         try:
@@ -237,7 +277,7 @@ class BatchRunner:
                 if tar is None:
                     row["image"] = None
                 else:
-                    row["image"] = self._images.image((tar, offset, size)) if self._images else ImageRef(folder / tar, offset, size)
+                    row["image"] = self.images.image((tar, offset, size)) if self.images else ImageRef(folder / tar, offset, size)
         proxies = list(map(MappingProxyType, rows))
         if not any(pa.types.is_nested(kind) for kind in table.schema.types) and "image.tar" not in table.column_names:
             self.view.last_rows = (key, proxies)  # flat values only: a list could be changed in place by a stage
@@ -250,7 +290,7 @@ class BatchRunner:
         assert owner is not None
         return self.env.store.blobs(self.view.chain.nodes[owner.node].name)
 
-    def _plan_images(self, rows: np.ndarray) -> ImageWindows | None:
+    def plan_images(self, rows: np.ndarray) -> ImageWindows | None:
         """Where images lie in object storage: a plan to fetch those of all rows in few requests."""
         if "image.tar" not in self.node.reads or not isinstance(folder := self._blobs(), ObjectPath):
             return None

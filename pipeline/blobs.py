@@ -6,14 +6,14 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import Fatal
-from pipeline.files import commit_file, read_range, temporary_name, writing
+from pipeline.files import as_write_error, commit_file, read_range, start_writing_out, temporary_name, write_all, writing
 from pipeline.storage import Place
 
 MAX_TAR_BYTES = 1 << 30
+_WRITE_OUT_BYTES = 8 << 20  # so much is handed to the disk at a time
 BLOCK = 512
 REMOVED = "removed"  # in place of a tar's name: the image was removed, the row's other values stay
 
@@ -68,31 +68,25 @@ class BlobWriter:
         self.part = part
         self.guard = guard
         self.max_bytes = max_bytes
-        self._open: tuple[Path, object] | None = None
-        self._written = 0
+        self._file: int | None = None  # descriptor of the tar that is being written
+        self._written = self._handed_on = 0
         self._done: list[tuple[str, Path, str]] = []
         self._count = 0
 
-    def add(self, key: str, extension: str, data: bytes, sha256: bytes | None = None) -> tuple[str, int, int]:
+    def add(self, key: str, extension: str, data: bytes | memoryview, sha256: bytes | None = None) -> tuple[str, int, int]:
         """Append one member; `sha256` is that of `data`, where it is known.
 
         Returns (token of the tar, offset of the data, size); run_part replaces the token by the name.
         """
-        if self._open is not None and self._written + len(data) > self.max_bytes:
+        if self._file is not None and self._written + len(data) > self.max_bytes:
             self._close_current()
-        if self._open is None:
+        if self._file is None:
             self._start()
-        handle = self._handle
         header = tar_header(f"{key}.{extension}", len(data))
         offset = self._written + len(header)
-        end = padding(len(data))
-        with writing(self._path):
-            handle.write(header)
-            handle.write(data)
-            handle.write(end)
+        self._write(header, data, padding(len(data)))
         self._digest.update(header)
         self._digest.update(sha256 or hashlib.sha256(data).digest())
-        self._written += len(header) + len(data) + len(end)
         return self._token, offset, len(data)
 
     def _start(self) -> None:
@@ -102,23 +96,37 @@ class BlobWriter:
         self._count += 1
         self._path = temporary_name(self.folder / f"part-{self.part:05d}-{self._count}.tar")
         with writing(self._path):
-            self._handle = open(self._path, "wb", buffering=1 << 20)
-        self._open = (self._path, self._handle)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._digest = hashlib.sha256()
-        self._written = 0
+        self._written = self._handed_on = 0
+
+    def _write(self, *pieces: bytes | memoryview) -> None:
+        """Append pieces in one call, without a copy on the way. The disk begins to write at once what `fsync` will wait for."""
+        assert self._file is not None
+        size = sum(map(len, pieces))
+        try:
+            if os.writev(self._file, pieces) != size:  # the disk is nearly full, or a signal came: go on with what is left
+                os.lseek(self._file, self._written, os.SEEK_SET)
+                write_all(self._file, b"".join(pieces))
+            self._written += size
+            if self._written - self._handed_on >= _WRITE_OUT_BYTES:
+                start_writing_out(self._file, self._handed_on, self._written - self._handed_on)
+                self._handed_on = self._written
+        except OSError as error:
+            raise as_write_error(error, self._path) from error
 
     def _close_current(self) -> None:
+        self._write(TAR_END)
+        assert self._file is not None
         with writing(self._path):
-            self._handle.write(TAR_END)
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-            self._handle.close()
+            os.fsync(self._file)
+            os.close(self._file)
         self._done.append((self._token, self._path, self._digest.hexdigest()[:16]))
-        self._open = None
+        self._file = None
 
     def finish(self) -> dict[str, str]:
         """Close and commit every tar. Returns token -> file name."""
-        if self._open is not None:
+        if self._file is not None:
             self._close_current()
         names = {}
         for token, path, digest in self._done:
@@ -130,11 +138,10 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Remove what was not committed."""
-        if self._open is not None:
+        if self._file is not None:
             self._path.unlink(missing_ok=True)
-            with suppress(OSError):  # what is still buffered finds no room on a full disk
-                self._handle.close()
-            self._open = None
+            os.close(self._file)
+            self._file = None
         for _, path, _ in self._done:
             path.unlink(missing_ok=True)
         self._done.clear()
@@ -160,6 +167,11 @@ class ImageRef:
         self.path = path
         self.offset = offset
         self.size = size
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where the bytes lie; equal for equal images of a stage."""
+        return str(self.path), self.offset, self.size
 
     def read(self) -> bytes:
         """The bytes as stored. Raises Fatal naming the tar when it is gone or too short: that is no fault of the row."""

@@ -35,6 +35,7 @@ from pipeline.cli_options import (
 )
 from pipeline.console import command_line, print_json, results, say
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.safe_text import one_line
 from pipeline.stop import EXIT_INTERRUPTED, StopOnSignal
 from pipeline.storage import place_of
 
@@ -222,7 +223,7 @@ def verify(
         print_json({"dataset": str(folder), "problems": plain})
     elif problems:
         for problem in problems:
-            results().print(str(problem), soft_wrap=True)
+            results().print(one_line(problem, 600), soft_wrap=True)
     else:
         results().print(f"{folder}: no problems found", soft_wrap=True)
     if problems:

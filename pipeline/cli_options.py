@@ -17,6 +17,7 @@ from schemas.outcome import PASSING
 
 EXIT_FAILED = 1
 EXIT_WRONG = 2
+LONGEST_ERROR = 4000
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a built-in recipe, or path of a .yaml file.")]
 RunFolder = Annotated[str, typer.Argument(metavar="OUT", help="Run directory or s3:// address (the --out of `pairmill run`).")]
@@ -77,5 +78,6 @@ def _say_what_follows(error: BudgetExceeded, out: str | None) -> None:
 def _failed(error: Exception, code: int, kwargs: dict[str, Any]) -> int:
     if kwargs.get("debug"):
         raise error
-    say(f"error: {error}")
+    told = str(error) if len(str(error)) <= LONGEST_ERROR else f"{str(error)[:LONGEST_ERROR]} ..."
+    say("error: " + told.replace("\n", "\n  "))  # further lines stand under the first: none can pass for a line of ours
     return code

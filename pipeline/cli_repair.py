@@ -127,7 +127,7 @@ def _print_wanted(told: dict[str, dict[str, int]], out: str, stage: str | None, 
         named = ", ".join(f"{rows:,} {code}" for code, rows in counts.items())
         results().print(f"{name}: {total:,} row{'' if total == 1 else 's'} would be tried again ({named})", soft_wrap=True)
     if told:
-        results().print("later stages then compute those of them that get there; all other rows stay as they are", soft_wrap=True)
+        results().print("later stages then compute those of them that get there; all other rows stay as they are")
     else:
         place = f" at {stage}" if stage else ""
         shown = ", ".join(sorted(codes)) if len(codes) < 8 else "any failure"

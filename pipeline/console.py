@@ -13,27 +13,40 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.safe_text import one_line, safe, safe_json
 from pipeline.secrets import mask
+
+
+class SafeConsole(Console):
+    """A console that shows every plain string through `safe`: no text from outside acts on the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(safe(text), **options)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """A text for the terminal that is no markup and acts on nothing."""
+    return Text(safe(text), style=style)
 
 
 def results() -> Console:
     """Console of standard output."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return SafeConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def notes() -> Console:
     """Console of standard error."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    return SafeConsole(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str, whole: bool = False) -> None:
     """One note on standard error. whole: never cut into lines by us, so that a command in it can be copied."""
-    notes().print(Text(mask(text)), soft_wrap=whole or not sys.stderr.isatty())
+    notes().print(plain(mask(text)), soft_wrap=whole or not sys.stderr.isatty())
 
 
 def print_json(value: Any) -> None:
     """A result for programs: indented JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(safe_json(json.dumps(value, indent=1, ensure_ascii=False, default=str)) + "\n")
 
 
 def command_line() -> str:
@@ -43,7 +56,7 @@ def command_line() -> str:
 
 def some(names: Iterable[str], room: int = 140) -> str:
     """'a, b, c and 17 more': as many names as fit into `room` characters (one at least), for a message that must stay short."""
-    known = [name if len(name) <= room else f"{name[:room]}..." for name in names]
+    known = [one_line(name, room) for name in names]
     shown = 1
     while shown < len(known) and len(", ".join(known[: shown + 1])) <= room:
         shown += 1
@@ -89,5 +102,5 @@ def print_fact(console: Console, title: str, told: str, indent: int = 0, width: 
     line = Table.grid(padding=(0, 1, 0, 0))
     line.add_column(min_width=width, no_wrap=True)
     line.add_column(overflow="fold")
-    line.add_row(Text(title), Text(told))
+    line.add_row(plain(title), plain(told))
     console.print(Padding(line, (0, 0, 0, indent), expand=False))

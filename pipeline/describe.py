@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pipeline import registry
-from pipeline.console import plain_table, print_fact
+from pipeline.console import plain, plain_table, print_fact
 from pipeline.errors import RecipeError
 from pipeline.reasons import shown
 from pipeline.stage import Stage, Vector
@@ -171,7 +171,7 @@ def print_all(found: dict[str, dict[str, str]], console: Console) -> None:
 def print_one(found: dict[str, Any], console: Console) -> None:
     """The answer of `pairmill stages NAME`."""
     console.print(f"{found['kind']} {found['name']}", style="bold")
-    console.print(Text(paragraphs(found["about"]) or "(no description)"))
+    console.print(plain(paragraphs(found["about"]) or "(no description)"))
     if found["kind"] == "stage":
         console.print("\nColumns", style="bold")
         reads = {"reads": found["reads"], "to judge, also": found["reads_decide"], "over all rows": found["reads_resolve"]}
@@ -195,7 +195,7 @@ def print_one(found: dict[str, Any], console: Console) -> None:
         default = "required" if entry["required"] else f"default {shown(entry['default'])}"
         console.print(Text.assemble((entry["name"], "bold"), f"  {entry['type']}, {default}  [{entry['affects']}]"))
         if entry["description"]:
-            console.print(Padding(Text(entry["description"]), (0, 0, 0, 4)))
+            console.print(Padding(plain(entry["description"]), (0, 0, 0, 4)))
     if found["kind"] == "stage":
         console.print()
         for kind in dict.fromkeys(entry["affects"] for entry in found["parameters"]):

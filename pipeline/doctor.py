@@ -17,14 +17,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from pipeline import doctor_machine, registry
+from pipeline.console import plain
 from pipeline.doctor_machine import OK, PROBLEM, WARNING, Check
 from pipeline.doctor_store import object_store
 from pipeline.errors import RecipeError
 from pipeline.preflight import check_address
 from pipeline.recipe import Recipe, apply_overrides, load_recipe, read_recipe
+from pipeline.safe_text import one_line
 from pipeline.storage import ObjectPath, place_of
 
 CHILD_LIMIT_S = 60
@@ -193,9 +194,9 @@ def print_checks(checks: list[Check], console: Console) -> None:
     for place in range(3 if wide else 2):
         table.add_column(no_wrap=place < (2 if wide else 1), overflow="fold")
     for check in checks:
-        state = Text(check.state, style=styles[check.state])
-        told = Text(check.found if wide else f"{check.name}: {check.found}")
+        state = plain(check.state, style=styles[check.state])
+        told = plain(one_line(check.found, 600) if wide else f"{check.name}: {one_line(check.found, 600)}")
         if check.do:
             told.append(f"\nto do: {check.do}", style="bold")
-        table.add_row(*((state, Text(check.name), told) if wide else (state, told)))
+        table.add_row(*((state, plain(check.name), told) if wide else (state, told)))
     console.print(table)

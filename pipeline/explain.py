@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.text import Text
 
 from pipeline.chain import Node, Ref
-from pipeline.console import print_fact
+from pipeline.console import plain, print_fact
 from pipeline.errors import RecipeError
 from pipeline.files import parquet_source, read_metadata
 from pipeline.run import open_run
 from pipeline.run_view import RunView
+from pipeline.safe_text import one_line
 from pipeline.stage import Vector
 from pipeline.storage import Place
 from pipeline.store import BOOKKEEPING, RESOLVED, VALUES, VERDICTS
@@ -29,6 +29,7 @@ from schemas.outcome import Outcome, Status
 SHORTEST_PREFIX = 6
 MOST_SHOWN = 20
 LONGEST_TEXT = 400
+LONGEST_NAME = 40
 
 
 def explain(out: str | Path, wanted: str) -> list[dict[str, Any]]:
@@ -182,7 +183,7 @@ def _same_url(run: RunView, url: Any, part: int, row: int) -> list[dict[str, Any
 def print_life(life: dict[str, Any], console: Console) -> None:
     """The answer of `pairmill explain` for one row."""
     console.print(f"sample {life['sample_id']}  (part {life['part']}, row {life['row']})", style="bold")
-    console.print(Text(f"became: {life['became']}"))
+    console.print(plain(f"became: {one_line(life['became'], LONGEST_TEXT)}"))
     for place in life["dataset"]:
         told = ", ".join(f"{key} {place[key]}" for key in ("tar", "offset", "size") if key in place)
         print_fact(console, "in the dataset:", f"{told} (index {place['file']})")
@@ -197,11 +198,11 @@ def print_life(life: dict[str, Any], console: Console) -> None:
 
 def _print_stage(stage: dict[str, Any], console: Console) -> None:
     verdict = stage["verdict"] or "not judged yet"
-    reason = f": {stage['reason']}" if stage["reason"] else ""
-    detail = f" ({stage['detail']})" if stage["detail"] else ""
+    reason = f": {one_line(stage['reason'], LONGEST_NAME)}" if stage["reason"] else ""
+    detail = f" ({one_line(stage['detail'], LONGEST_TEXT)})" if stage["detail"] else ""
     _print_values(f"{stage['stage']}: {verdict}{reason}{detail}", stage.get("values", {}), console)
     if stage.get("failure"):
-        console.print(Text(f"  failed with {stage['failure']}: {stage['failure_detail']}"))
+        console.print(plain(f"  failed with {stage['failure']}: {one_line(stage['failure_detail'], LONGEST_TEXT)}"))
     elif stage["outcome"] == "absent" and stage["verdict"] != "skipped":
         console.print("  no value")
     for name, value in stage.get("resolved", {}).items():
@@ -211,7 +212,7 @@ def _print_stage(stage: dict[str, Any], console: Console) -> None:
 
 
 def _print_values(title: str, values: dict[str, Any], console: Console) -> None:
-    console.print(Text(f"\n{title}", style="bold"))
+    console.print(plain(f"\n{title}", style="bold"))
     for name, value in values.items():
         _print_value(name, value, console)
 
@@ -219,12 +220,12 @@ def _print_values(title: str, values: dict[str, Any], console: Console) -> None:
 def _print_value(name: str, value: Any, console: Console, mark: str = "") -> None:
     """One column of a stage; of a list of structs one line each, empty fields left out."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        console.print(f"  {name} ={mark}")
+        console.print(f"  {one_line(name, LONGEST_NAME)} ={mark}")
         for place, entry in enumerate(value, 1):
             filled = {key: inner for key, inner in entry.items() if inner not in (None, "")}
             print_fact(console, f"{place}.", ", ".join(f"{key} {_text(inner)}" for key, inner in filled.items()), 4)
     else:
-        print_fact(console, f"{name} =", _text(value) + mark, 2)
+        print_fact(console, f"{one_line(name, LONGEST_NAME)} =", _text(value) + mark, 2)
 
 
 def _text(value: Any) -> str:
@@ -234,4 +235,4 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and not any(isinstance(entry, dict | list) for entry in value):
         return f"[{', '.join(map(_text, value))}]"
     text = value if isinstance(value, str) else "null" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ... ({len(text):,} characters; --json shows all)"
+    return one_line(text) if len(text) <= LONGEST_TEXT else f"{one_line(text[:LONGEST_TEXT])} ... ({len(text):,} characters; --json shows all)"

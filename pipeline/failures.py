@@ -8,22 +8,23 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.text import Text
 
 from pipeline.advice import advice_for
 from pipeline.chain import Node
-from pipeline.console import print_fact
+from pipeline.console import plain, print_fact
 from pipeline.errors import RecipeError
 from pipeline.registry import nearest
 from pipeline.retry import PASSING_CODES
 from pipeline.run import open_run
 from pipeline.run_view import RunView
+from pipeline.safe_text import one_line
 from pipeline.store import VALUES, VERDICTS
 from schemas.outcome import FailureCode, Outcome, Reason, Status
 
 Key = tuple[str, str, str]  # stage, kind ('failed', 'null' or 'dropped'), reason
 KINDS = ("failed", "null", "dropped")
 LONGEST_DETAIL = 300
+LONGEST_REASON = 30
 
 
 def failures_of(
@@ -155,26 +156,27 @@ def _rows(number: int) -> str:
 def print_failures(found: dict[str, Any], console: Console) -> None:
     """The answer of `pairmill failures`."""
     if found["parts_judged"] < found["parts"]:
-        console.print(Text(f"not finished: {found['parts_judged']:,} of {found['parts']:,} parts are through all stages shown here"))
+        console.print(plain(f"not finished: {found['parts_judged']:,} of {found['parts']:,} parts are through all stages shown here"))
     if not found["groups"]:
-        console.print(Text(f"no row of {found['rows']:,} {'matches' if found['stage'] else 'failed'}; --dropped shows rows that rules dropped"))
+        console.print(plain(f"no row of {found['rows']:,} {'matches' if found['stage'] else 'failed'}; --dropped shows rows that rules dropped"))
         return
-    width = max(len(group["reason"]) for group in found["groups"])
+    reasons = [one_line(group["reason"], LONGEST_REASON) for group in found["groups"]]
+    width = max(map(len, reasons))
     before = None
-    for group in found["groups"]:
+    for group, reason in zip(found["groups"], reasons, strict=True):
         here = (group["stage"], group["kind"])
         if here != before:
-            console.print(Text(f"{'' if before is None else chr(10)}{group['stage']}: {_WORDS[group['kind']]}", style="bold"))
+            console.print(plain(f"{'' if before is None else chr(10)}{group['stage']}: {_WORDS[group['kind']]}", style="bold"))
             before = here
         passing = "  may pass" if group["passing"] else ""
-        console.print(Text(f"  {group['reason']:<{width}}  {group['rows']:>9,}  {group['share']:>6.1%}{passing}"))
+        console.print(plain(f"  {reason:<{width}}  {group['rows']:>9,}  {group['share']:>6.1%}{passing}"))
         if group["advice"]:
             print_fact(console, "", group["advice"], 3)
         for row in group["examples"]:
-            print_fact(console, row["sample_id"][:12], (row["url"] or "") + _short(row["detail"]), 4)
+            print_fact(console, row["sample_id"][:12], one_line(row["url"] or "", LONGEST_DETAIL) + _short(row["detail"]), 4)
     for sentence, command in next_steps(found):
-        console.print(Text(f"\n{sentence}"))
-        console.print(Text(f"  {command}"), soft_wrap=True)
+        console.print(plain(f"\n{sentence}"))
+        console.print(plain(f"  {command}"), soft_wrap=True)
 
 
 _WORDS = {"failed": "failed", "null": "failed and kept without its columns (on_failure: keep)", "dropped": "dropped"}
@@ -184,5 +186,4 @@ def _short(detail: str | None) -> str:
     """A detail on a line of its own, cut; --json has it whole."""
     if not detail:
         return ""
-    line = " ".join(detail.split())
-    return f"\n{line if len(line) <= LONGEST_DETAIL else line[:LONGEST_DETAIL] + ' ...'}"
+    return f"\n{one_line(' '.join(detail.split()), LONGEST_DETAIL)}"

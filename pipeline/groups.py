@@ -9,6 +9,7 @@ from pipeline.budget import Runs
 from pipeline.chain import Chain, Node
 from pipeline.environment import Environment, Isolation
 from pipeline.part import StepResult, is_done, run_part
+from pipeline.together import may_follow, run_together
 from pipeline.view import PartView
 
 
@@ -90,7 +91,27 @@ def run_group(env: Environment, group: Group, task: GroupTask) -> list[StepResul
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return [run_part(env.chain.nodes[step.node], view, env, step.measure, step.judge) for step in group.steps]
+        return [result for steps in _runs(env, group, view) for result in _run_steps(env, steps, view)]
     finally:
         if collecting:
             gc.enable()
+
+
+def _runs(env: Environment, group: Group, view: PartView) -> list[list[Step]]:
+    """The steps of a group, those together through which batches may pass one after the other."""
+    runs: list[list[Step]] = []
+    for step in group.steps:
+        nodes = [env.chain.nodes[other.node] for other in runs[-1]] if runs else []
+        alone = env.isolation is not None or not (step.measure and step.judge)
+        if nodes and not alone and may_follow(env.chain.nodes[step.node], nodes, env, view):
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return runs
+
+
+def _run_steps(env: Environment, steps: list[Step], view: PartView) -> list[StepResult]:
+    nodes = [env.chain.nodes[step.node] for step in steps]
+    if len(steps) == 1 or all(is_done(node, view) for node in nodes):
+        return [run_part(node, view, env, step.measure, step.judge) for node, step in zip(nodes, steps, strict=True)]
+    return run_together(nodes, view, env)

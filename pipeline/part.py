@@ -84,6 +84,12 @@ def needed_rows(node: Node, view: PartView, retry: frozenset[str] = frozenset())
     A value is valid if it was made under the node's compute fingerprint from the row's present inputs; a stored failure
     too, unless its code is in `retry`. Needed = reaches the node and is not valid.
     """
+    valid, digests = valid_rows(node, view, retry)
+    return view.before(node).open & ~valid, valid, digests
+
+
+def valid_rows(node: Node, view: PartView, retry: frozenset[str] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
+    """(rows whose stored value is valid, input digest of each row)."""
     digests = view.input_digests(node)
     valid = np.zeros(view.rows, bool)
     record = view.record(VALUES, node)
@@ -97,7 +103,7 @@ def needed_rows(node: Node, view: PartView, retry: frozenset[str] = frozenset())
         if retry:
             codes = np.array(view.column(Ref(node.index, "failure")).to_pylist(), object)
             valid &= ~((outcome == Outcome.FAILED) & np.isin(codes, list(retry)))
-    return view.before(node).open & ~valid, valid, digests
+    return valid, digests
 
 
 def run_part(node: Node, view: PartView, env: Environment, measure: bool = True, judge: bool = True) -> StepResult:
@@ -110,7 +116,7 @@ def run_part(node: Node, view: PartView, env: Environment, measure: bool = True,
     if measure and node.has_compute:
         _measure(node, view, env, result)
     if judge:
-        _judge(node, view, env, result)
+        judge_part(node, view, env, result)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -139,9 +145,9 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
     result.computed, result.calls, result.model_seconds = len(rows), computed.calls, computed.model_seconds
     result.outcomes = breaker.outcomes()
     result.seconds = time.perf_counter() - started
-    columns = _merge(node, view, valid, digests, rows, computed, tokens)
+    columns = merge_values(node, view, valid, digests, rows, computed, tokens)
     marks = footer_marks(record, retry, breaker.marks(view.rows))
-    result.values = _commit_values(node, view, env, columns, result, context, marks)
+    result.values = commit_values(node, view, env, columns, result, context, marks)
 
 
 def _failed_before(node: Node, view: PartView, rows: np.ndarray) -> dict[int, str]:
@@ -150,7 +156,7 @@ def _failed_before(node: Node, view: PartView, rows: np.ndarray) -> dict[int, st
     return {row: code for row, code in zip(rows.tolist(), codes, strict=True) if code}
 
 
-def _merge(
+def merge_values(
     node: Node, view: PartView, valid: np.ndarray, digests: np.ndarray, rows: np.ndarray, computed: Computed, tokens: dict[str, str]
 ) -> dict[str, pa.Array]:
     """Columns of the new values file: old valid rows and the newly computed ones; all others absent."""
@@ -195,7 +201,7 @@ def _same_width(new: pa.Array, old: pa.Array) -> tuple[pa.Array, pa.Array]:
     raise Fatal(f"vectors of {new.type.byte_width} bytes where the stored ones have {old.type.byte_width}: the model changed; run in a new folder")
 
 
-def _commit_values(
+def commit_values(
     node: Node, view: PartView, env: Environment, columns: dict[str, pa.Array], result: StepResult, context: Context, marks: dict[str, Any]
 ) -> PartRecord:
     view.put_values(node, columns)
@@ -222,7 +228,7 @@ def _commit_values(
     return record
 
 
-def _judge(node: Node, view: PartView, env: Environment, result: StepResult) -> None:
+def judge_part(node: Node, view: PartView, env: Environment, result: StepResult) -> None:
     inputs = verdict_inputs(node, view)
     old = view.record(VERDICTS, node)
     values = view.record(VALUES, node) if node.has_compute else None
@@ -273,10 +279,10 @@ def judge(node: Node, view: PartView, env: Environment) -> Verdict:
 
 def _apply_decide(node: Node, view: PartView, env: Environment, rows: np.ndarray, status: np.ndarray, reasons: list, details: list) -> None:
     stage = env.stage(node)
-    own = {name: Ref(node.index, name) for name, kind in node.writes.items() if not isinstance(kind, Vector) and name not in LOCATION_COLUMNS}
+    own = {name: Ref(node.index, name) for name in own_columns(node)}
     values = mappings(view.table({**node.reads_decide, **own}, rows))
     resolved = mappings(view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows)) if node.resolves else [{}] * len(rows)
-    drops = _decide_each(stage, view, rows, values, resolved)
+    drops = decide_each(stage, view, rows, values, resolved)
     if drops.count(None) == len(drops):
         return
     for row, drop in zip(rows.tolist(), drops, strict=True):
@@ -284,7 +290,13 @@ def _apply_decide(node: Node, view: PartView, env: Environment, rows: np.ndarray
             status[row], reasons[row], details[row] = Status.DROPPED, str(drop.reason), cap_detail(drop.detail)
 
 
-def _decide_each(stage: Stage, view: PartView, rows: np.ndarray, values: list[Any], resolved: list[Any]) -> list[Any]:
+def own_columns(node: Node) -> list[str]:
+    """Columns of a node's own values that its `decide` sees."""
+    return [name for name, kind in node.writes.items() if not isinstance(kind, Vector) and name not in LOCATION_COLUMNS]
+
+
+def decide_each(stage: Stage, view: PartView, rows: np.ndarray, values: list[Any], resolved: list[Any]) -> list[Any]:
+    """`decide` of each row: a Drop, or None. Raises Fatal with the sample's id where it breaks."""
     drops: list[Any] = []
     try:
         drops.extend(map(stage.decide, values, resolved))

@@ -7,6 +7,7 @@ from rich.console import Console
 from pipeline.console import number, plain_table, print_fact, span
 from pipeline.plan import Plan, StagePlan
 from pipeline.reasons import shown
+from pipeline.safe_text import one_line
 
 MACHINE_ONLY = ("kind",)
 ROOMY = 76  # columns of a terminal from which all numbers have their place
@@ -20,12 +21,12 @@ def print_plan(plan: Plan, console: Console) -> None:
     _print_order(plan, console)
     _print_work(plan, console)
     for note in plan.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {one_line(note, 600)}")
 
 
 def _print_head(plan: Plan, console: Console) -> None:
     where = "a new run" if plan.new else f"on top of what is committed in {plan.out}"
-    console.print(f"recipe {plan.recipe}: {plan.rows:,} rows in {plan.parts:,} part{'' if plan.parts == 1 else 's'}, {where}\n")
+    console.print(f"recipe {one_line(plan.recipe, 60)}: {plan.rows:,} rows in {plan.parts:,} part{'' if plan.parts == 1 else 's'}, {where}\n")
 
 
 def _print_stages(plan: Plan, console: Console) -> None:
@@ -33,8 +34,8 @@ def _print_stages(plan: Plan, console: Console) -> None:
     for place, stage in enumerate(plan.stages, 1):
         name = stage.name if stage.name == stage.use else f"{stage.name} ({stage.use})"
         console.print(f"{place:>2} {name}{'' if stage.decides else '  (drops no row by a rule)'}")
-        print_fact(console, "reads", ", ".join(_reads(stage)) or "nothing", 3)
-        print_fact(console, "adds", ", ".join(stage.adds) or "nothing", 3, 5)
+        print_fact(console, "reads", ", ".join(one_line(name, 60) for name in _reads(stage)) or "nothing", 3)
+        print_fact(console, "adds", ", ".join(one_line(name, 60) for name in stage.adds) or "nothing", 3, 5)
 
 
 def _reads(stage: StagePlan) -> list[str]:
@@ -72,7 +73,7 @@ def _print_order(plan: Plan, console: Console) -> None:
         barrier = resolving.get(first.name)
         if barrier is not None and first.name not in opened and _judges(plan, place - 1, first):
             opened.add(first.name)
-            evidence = ", ".join(barrier.reads) or "no column"
+            evidence = ", ".join(one_line(name, 60) for name in barrier.reads) or "no column"
             behind = ", ".join(barrier.waiting) or "the jobs"
             print_fact(console, "barrier:", f"{first.name} waits for all parts, then compares {evidence}; behind it wait {behind}", 3)
         resources = first.resources + (f", model {first.model}" if first.model else "")
@@ -100,7 +101,7 @@ def _print_work(plan: Plan, console: Console) -> None:
         calls = span(stage.calls) if stage.model else "-"
         seconds = [_seconds(stage)] if timed else []
         kept = [span(stage.kept)] if roomy else []
-        table.add_row(stage.name, span(stage.rows), calls, *seconds, *kept, "; ".join(stage.why))
+        table.add_row(stage.name, span(stage.rows), calls, *seconds, *kept, one_line("; ".join(stage.why), 400))
     console.print(table)
     low, high = (sum(stage.calls[end] for stage in plan.stages if stage.model) for end in (0, 1))
     model_seconds = [stage.model_seconds for stage in plan.stages if stage.model and stage.model_seconds is not None]

@@ -11,17 +11,18 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console import duration, number
+from pipeline.console import SafeConsole, duration, number, plain
 from pipeline.part import StepResult
+from pipeline.safe_text import one_line, safe
 from pipeline.store import VERDICTS
 from schemas.record import PartRecord
 
 RATE_WINDOW_S = 30.0
+LONGEST_LINE = 2000
 MODES = ("auto", "table", "lines", "json")
 
 
@@ -88,7 +89,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.mode == "table":
-            console = Console(file=self.stream, highlight=False, emoji=False)
+            console = SafeConsole(file=self.stream, highlight=False, emoji=False, markup=False)
             self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, vertical_overflow="crop")
             self._live.start()
         elif self.mode == "lines":
@@ -172,7 +173,8 @@ class Progress:
     def _on_crash(self, what: Any) -> None:
         task, crash = what
         names = ", ".join(self._steps.get(task.group, []))
-        self._tell(f"part {task.part} ({names}): {crash.message}; it runs again{'' if crash.blameless else ' in smaller steps'}", always=True)
+        smaller = "" if crash.blameless else " in smaller steps"
+        self._tell(f"part {task.part} ({names}): {one_line(crash.message, 400)}; it runs again{smaller}", always=True)
         self._tell_json("crash", part=task.part, message=crash.message)
 
     def _on_job(self, name: str) -> None:
@@ -195,9 +197,9 @@ class Progress:
     def _tell(self, text: str, always: bool = False) -> None:
         """A line of its own; on a live table only what must not be missed."""
         if self.mode == "lines":
-            self._write(f"[{duration(time.monotonic() - self.started)}] {text}")
+            self._write(one_line(f"[{duration(time.monotonic() - self.started)}] {text}", LONGEST_LINE))
         elif self.mode == "table" and always and self._live is not None:
-            self._live.console.print(Text(text))
+            self._live.console.print(plain(text))
 
     def _tell_json(self, event: str, **what: Any) -> None:
         if self.mode == "json":
@@ -229,12 +231,12 @@ class Progress:
     def render(self) -> Table:
         """The live table for the console's present size: columns and finished stages give way where it is small."""
         with self._lock:
-            console = self._live.console if self._live is not None else Console(file=self.stream)
+            console = self._live.console if self._live is not None else SafeConsole(file=self.stream)
             return self._table(console.width, console.height)
 
     def _table(self, width: int, height: int) -> Table:
         if not self.stages:
-            return _grid(Text(self._foot(), overflow="ellipsis", no_wrap=True))
+            return _grid(Text(safe(self._foot()), overflow="ellipsis", no_wrap=True))
         numbers = _columns_for(width)
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
         longest = max([len(name) for name in self.stages] + [10])
@@ -249,8 +251,8 @@ class Progress:
             if done:
                 table.add_row(Text(f"({len(done)} done)", style="dim"), *[""] * len(numbers))
         for stage in stages:
-            table.add_row(Text(stage.name), *(self._number(stage, name) for name in numbers), style=_style(stage))
-        return _grid(table, Text(self._foot(), overflow="ellipsis", no_wrap=True))
+            table.add_row(plain(stage.name), *(self._number(stage, name) for name in numbers), style=_style(stage))
+        return _grid(table, Text(safe(self._foot()), overflow="ellipsis", no_wrap=True))
 
     def _number(self, stage: StageProgress, name: str) -> str:
         if name == "parts":
@@ -264,7 +266,7 @@ class Progress:
         return number(stage.rows[name])
 
     def _foot(self) -> str:
-        parts = [duration(time.monotonic() - self.started), self.executor, self.note]
+        parts = [duration(time.monotonic() - self.started), self.executor, one_line(self.note)]
         return "  ".join(part for part in parts if part)
 
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,16 +212,37 @@ def start_ray(workers: int, address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # variables of a job reach this process too: what is set below has them in it
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
-    # Workers find the packages where the driver found them, also when pairmill runs from a source tree.
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    variables = _worker_variables()
     try:
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
         else:
-            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            # By inheritance, not by a runtime environment: for that Ray would throw away the workers that it starts at once, and start others.
+            with _environment_of(variables):
+                ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if address:
             raise RecipeError(unreachable(address, error)) from error
         raise Fatal(f"Ray could not be started on this machine: {error}; check `ray status`, or run with --executor local") from error
+
+
+def _worker_variables() -> dict[str, str]:
+    """Workers find the packages where the driver found them, also when pairmill runs from a source tree; stages set their threads themselves."""
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+@contextmanager
+def _environment_of(variables: dict[str, str]) -> Iterator[None]:
+    """Processes started within the block have these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

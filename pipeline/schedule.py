@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +73,7 @@ class Schedule:
         self.crashes: dict[tuple[int, int], int] = {}
         self.retried: set[tuple[str, int]] = set()
         self._unchecked: set[int] = set(range(len(parts)))
+        self._ready: list[tuple[bool, int, int]] = []  # heap of the ranks of parts that wait for a task
         self.load_records()
 
     def load_records(self) -> None:
@@ -118,9 +120,27 @@ class Schedule:
             done = group_done(group, view)
             if not done or self._retry_wanted(group, view):
                 (self.put_off.add if done else self.put_off.discard)(view.part)
+                heapq.heappush(self._ready, self._rank(view.part))
                 return
             self.position[view.part] += 1
             self.notify("skip", (group, view))
+
+    def _rank(self, part: int) -> tuple[bool, int, int]:
+        """Order of parts: new rows before failures that are tried again, then the deepest, then the first of the input."""
+        return part in self.put_off, -self.position[part], part
+
+    def _deepest_ready(self) -> PartView | None:
+        """The first part by rank that waits for a task. The heap may hold a part that has moved on since, or twice: that is seen here.
+
+        Looking through all parts for each task would take time that grows with the square of their number.
+        """
+        limit = self._first_closed
+        while self._ready:
+            rank = heapq.heappop(self._ready)
+            part = rank[2]
+            if part not in self.running and rank == self._rank(part) and self.position[part] < limit:
+                return self.views[part]
+        return None
 
     @property
     def _first_closed(self) -> int:
@@ -143,15 +163,7 @@ class Schedule:
         self.resolved.add(node.index)
 
     def _next_task(self) -> GroupTask | None:
-        best: PartView | None = None
-        limit = self._first_closed
-        for view in self.views:
-            part = view.part
-            place = self.position[part]
-            if part in self.running or place >= limit:
-                continue
-            if best is None or (part not in self.put_off, place) > (best.part not in self.put_off, self.position[best.part]):
-                best = view
+        best = self._deepest_ready()
         if best is None:
             return None
         place = self.position[best.part]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -68,6 +68,7 @@ class Context:
     `run`: name of the run, shared by its processes ('' outside of one); `workers` processes of the run on `nodes` machines.
     report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
     a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
+    shared: what stages that see one batch after each other may leave for the next one, such as decoded images; empty for each batch.
     """
 
     stage: str
@@ -79,6 +80,7 @@ class Context:
     blobs: BlobWriter | None = None
     model: ModelHandle | None = None
     scratch: Path | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
     report: Callable[[int, Values | Failure], None] = lambda place, outcome: None
 
 

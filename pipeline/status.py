@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
-from pipeline.console import duration, plain_table
+from pipeline.console import duration, plain, plain_table
 from pipeline.lock import read_owner
 from pipeline.part import is_done
 from pipeline.run import open_run
 from pipeline.run_view import RunView
+from pipeline.safe_text import one_line
 from pipeline.store import RESOLVED, VALUES, VERDICTS
 from pipeline.summary import account, print_account
 
@@ -78,7 +78,7 @@ def _owner(view: RunView) -> dict[str, Any] | None:
 
 def print_status(found: dict[str, Any], console: Console) -> None:
     """The answer of `pairmill status`."""
-    console.print(f"recipe {found['recipe']}: {found['rows']:,} rows in {found['parts']:,} part{'' if found['parts'] == 1 else 's'}")
+    console.print(f"recipe {one_line(found['recipe'], 60)}: {found['rows']:,} rows in {found['parts']:,} part{'' if found['parts'] == 1 else 's'}")
     working = found["working"]
     if working:
         console.print(f"running: process {working['process']} on {working['host']}, for {duration(working['seconds'])}")
@@ -89,7 +89,7 @@ def print_status(found: dict[str, Any], console: Console) -> None:
     stopped = found["stopped"]
     if stopped and not working:
         when = datetime.fromtimestamp(stopped["at"]).astimezone().isoformat(" ", "seconds")
-        console.print(Text(f"stopped by the failure budget of {stopped['stage']} ({when}): {stopped['why']}"))
+        console.print(plain(f"stopped by the failure budget of {stopped['stage']} ({when}): {one_line(stopped['why'], 600)}"))
     console.print(f"dataset: {found['dataset'] or 'not written (no manifest.json)'}\n")
     numbers = ("parts", "in", "kept", "dropped", "failed")
     table = plain_table("stage", *numbers, right=numbers)

@@ -9,6 +9,7 @@ from rich.console import Console
 from pipeline.console import plain_table
 from pipeline.run import RunResult
 from pipeline.run_view import RunView
+from pipeline.safe_text import one_line
 from pipeline.store import VALUES
 
 
@@ -74,7 +75,7 @@ def print_account(found: dict[str, Any], console: Console) -> None:
     for kind in ("dropped", "failed"):
         line(kind, "", "", found[kind])
         for entry in found["by_reason"][kind]:
-            line("", entry["stage"], entry["reason"], entry["rows"])
+            line("", entry["stage"], one_line(entry["reason"], 60), entry["rows"])
     console.print(table)
     adds = found["kept"] + found["dropped"] + found["failed"]
     sign = "=" if adds == total else "is not"
@@ -105,14 +106,14 @@ def print_nested(value: Any, console: Console, indent: str) -> None:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             if isinstance(inner, dict | list) and inner and not _short(inner):
-                console.print(f"{indent}{key}:")
+                console.print(f"{indent}{one_line(key, 60)}:")
                 print_nested(inner, console, indent + "  ")
             else:
-                console.print(f"{indent}{key}: {leaf(inner)}")
+                console.print(f"{indent}{one_line(key, 60)}: {leaf(inner)}")
     elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
         keys = list(dict.fromkeys(key for entry in value for key in entry))
         right = tuple(key for key in keys if all(isinstance(entry.get(key), int | float) for entry in value))
-        table = plain_table(*keys, right=right)
+        table = plain_table(*(one_line(key, 60) for key in keys), right=tuple(one_line(key, 60) for key in right))
         for entry in value:
             table.add_row(*(leaf(entry.get(key)) for key in keys))
         console.print(table)
@@ -134,4 +135,4 @@ def leaf(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, list):
         return ", ".join(leaf(entry) for entry in value) or "-"
-    return str(value)
+    return one_line(value, 400)

@@ -59,8 +59,20 @@ CORE: tuple[Column, ...] = (
     Column("clip_score", pa.float32(), "clip_score", "cosine of image and best text, rounded to 1e-4"),
     Column("image_emb", pa.binary(), "clip_score", "image embedding, float16, unit length"),
     Column("text_emb", pa.binary(), "clip_score", "embedding of the best text, float16, unit length"),
-    Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one"),
-    Column("kind", pa.string(), "exact_dup", "how the duplicate was found"),
+    Column("image_text_matching", pa.float32(), "mllm_score", "0 to 100: the text names what the image shows"),
+    Column("object_detail_fulfillment", pa.float32(), "mllm_score", "0 to 100: details of objects in the text, and their agreement with the image"),
+    Column("caption_text_quality", pa.float32(), "mllm_score", "0 to 100: the text as a text"),
+    Column("semantic_understanding", pa.float32(), "mllm_score", "0 to 100: meaning that the text adds beyond what is seen"),
+    Column("phash", pa.binary(), "near_dup", "64-bit DCT hash of the image, 8 bytes"),
+    Column("phash_quality", pa.int16(), "near_dup", "how much there is to see, 0 (flat) to 100"),
+    Column("phash_turned", pa.binary(), "near_dup", "hashes of the mirrored and rotated copies asked for, one behind another"),
+    Column("pdq", pa.binary(), "near_dup", "256-bit PDQ hash of the image, 32 bytes"),
+    Column("pdq_quality", pa.int16(), "near_dup", "PDQ's own quality, 0 (flat) to 100"),
+    Column("pdq_turned", pa.binary(), "near_dup", "PDQ hashes of the mirrored and rotated copies asked for, one behind another"),
+    Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one; dedup writes it too"),
+    Column("kind", pa.string(), "exact_dup", "how the duplicate was found: bytes or near"),
+    Column("distance", pa.int16(), "dedup", "bits between the row's hash and that of the row kept in its place"),
+    Column("dup_component", pa.string(), "exact_dup", "sample_id (hex) of the kept row, for all rows of a component; dedup writes it too"),
 )
 
 CORE_BY_NAME = {column.name: column for column in CORE}

@@ -54,6 +54,8 @@ class Reason(StrEnum):
     LOW_CLIP = "low_clip"
     HIGH_CLIP = "high_clip"
     LOW_MLLM = "low_mllm"
+    LOW_TRUST = "low_trust"
+    BAD_CAPTION = "bad_caption"
     CONTAMINATED = "contaminated"
     BALANCED_OUT = "balanced_out"
     BELOW_CUT = "below_cut"

@@ -50,7 +50,10 @@ class CaptionParams(ChatParams):
 
 
 class Caption(ChatStage):
-    """Columns are read as <instance>.text and so on; a row whose caption fails is kept without one."""
+    """Writes a new caption for each image; the alt-text stays, and a row whose caption fails is kept without one.
+
+    Columns are read as <instance>.text and so on.
+    """
 
     name: ClassVar[str] = "caption"
     version: ClassVar[int] = 1

@@ -81,13 +81,15 @@ class ChatStage(Stage):
         return requests
 
     def _pixels(self, rows: Sequence[Row], given: list[dict[str, str] | None], max_pixels: int, ctx: Context) -> list[np.ndarray | Failure]:
+        """Pixels of each row, taken from the stage before where it has seen the same images."""
         decoders = shared_decoders(DecoderLimits(self.params.decoders), ctx.workers)
-        missing = Failure(FailureCode.BAD_ROW, "the row has no stored image")
-        waiting: list[Future[np.ndarray | Failure] | Failure] = [
-            decoders.fit(row["image"].read(), max_pixels) if row["image"] is not None and fields is not None else missing
-            for row, fields in zip(rows, given, strict=True)
-        ]
-        return [one if isinstance(one, Failure) else one.result() for one in waiting]
+        waiting: dict[Any, Future[np.ndarray | Failure]] = {}
+        keys = [None if row["image"] is None or fields is None else (*row["image"].place, max_pixels) for row, fields in zip(rows, given, strict=True)]
+        for key, row in zip(keys, rows, strict=True):
+            if key is not None and key not in ctx.shared and key not in waiting:
+                waiting[key] = decoders.fit(row["image"].read(), max_pixels)
+        ctx.shared.update((key, future.result()) for key, future in waiting.items())
+        return [Failure(FailureCode.BAD_ROW, "the row has no stored image") if key is None else ctx.shared[key] for key in keys]
 
     def finish(self, rows: Sequence[Row], answer: Any, ctx: Context) -> list[Values | Failure]:
         """A row with a failed request fails; the others get the stage's values."""

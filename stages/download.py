@@ -14,8 +14,8 @@ from pydantic import Field, field_validator
 from pipeline.errors import RecipeError
 from pipeline.stage import Context, Row, Values, decides, tunes
 from schemas.outcome import Drop, Failure, Reason
+from stages.images import event_loop
 from stages.images.collect import STORED_COLUMNS
-from stages.images.event_loop import run_async
 from stages.images.fetch import USER_AGENT, Fetched, FetchOptions, fetch_all
 from stages.images.given_hashes import given_hashes, hash_problem
 from stages.images.host_slots import MAX_PER_HOST, slots_of_run
@@ -88,7 +88,7 @@ class Download(StoringStage):
                 ctx.report(arrived.popleft(), outcome)
 
         slots = slots_of_run(ctx.run, self.params.per_host, self.params.per_host_rate, ctx.nodes, -(-ctx.workers // ctx.nodes))
-        run_async(fetch_all([row["url"] for row in rows], self._options(), handle, slots))
+        event_loop.run(fetch_all([row["url"] for row in rows], self._options(), handle, slots))
         return collector.results()
 
     def _options(self) -> FetchOptions:

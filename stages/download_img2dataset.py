@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from pipeline.stage import Context, Row, Values, tunes
 from schemas.outcome import Drop, Failure, FailureCode, Reason, cap_detail
 from stages.download import Download, fetch_values
+from stages.images import event_loop
 from stages.images.collect import Collector
-from stages.images.event_loop import run_async
 from stages.images.fetch import Fetched
 from stages.images.img2dataset_engine import SUCCESS, EngineOptions, EngineRow, check_installed, fetch_with_img2dataset, reason_of
 from stages.storing import StoringParams, StoringStage
@@ -64,7 +64,7 @@ class DownloadImg2dataset(StoringStage):
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Fetch all rows of a part in a process of its own; bytes go to `ctx.blobs` in the order it wrote them."""
         collector = self.collector(rows, ctx, fetch_values)
-        run_async(self._collect(rows, collector))
+        event_loop.run(self._collect(rows, collector))
         return collector.results()
 
     async def _collect(self, rows: Sequence[Row], collector: Collector) -> None:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from pipeline.errors import Fatal
 from pipeline.stage import Context, Row, Values, tunes
 from schemas.outcome import Drop, Failure, FailureCode
+from stages.images import event_loop
 from stages.images.collect import STORED_COLUMNS, Collector
-from stages.images.event_loop import run_async
 from stages.images.fetch import Fetched
 from stages.images.local import Found, Place, is_local, plan_reads, read_places
 from stages.storing import StoringParams, StoringStage
@@ -42,7 +42,7 @@ class ReadImages(StoringStage):
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Read all images of a part; bytes go to `ctx.blobs` in the order of completion."""
         collector = self.collector(rows, ctx, lambda fetched: {})
-        run_async(self._read_all(rows, collector))
+        event_loop.run(self._read_all(rows, collector))
         return collector.results()
 
     async def _read_all(self, rows: Sequence[Row], collector: Collector) -> None:

@@ -32,7 +32,8 @@ from stages.shards.manifest import counts_of, images_checked, models_of, recipe_
 _ROWS_PER_GROUP = 100_000
 _KINDS = (VALUES, VERDICTS, RESOLVED)
 _SCAN = "scan.json"
-_LEFT_OUT = ("text_measures", "text_rank", "clip_scores")  # what the stages need to judge again; `texts` holds ranks and scores
+# What the stages need to judge again; `texts` holds ranks and scores.
+_LEFT_OUT = ("text_measures", "text_rank", "clip_scores", "near_evidence", "phash_turned", "pdq_turned")
 
 Digests = dict[tuple[str, str, int], str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from stages.demo.backgrounds import BACKGROUNDS
-from stages.demo.scenes import COLORS, SHAPES, SIZES, TEXTURES, Scene
+from stages.demo.scenes import COLORS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene
 
 GRID: Final = 3
 HEADS: Final[dict[str, tuple[str, ...]]] = {
@@ -14,8 +14,10 @@ HEADS: Final[dict[str, tuple[str, ...]]] = {
     "texture": ("none", *TEXTURES),
     "size": ("none", *SIZES),
     "background": tuple(BACKGROUNDS),
+    "cell": tuple(POSITIONS),
 }
-"""Head -> names of its classes; a place without an object has class 0 of the first four."""
+"""Head -> names of its classes; a place without an object has class 0 of the first four. 'cell' is the place itself: the vision
+tower knows places only relative to each other, and 'in the top left corner' asks for a fixed one."""
 
 
 def image_labels(scene: Scene, side: int) -> dict[str, list[int]]:
@@ -34,5 +36,6 @@ def image_labels(scene: Scene, side: int) -> dict[str, list[int]]:
         item = cells.get((row * GRID // side, column * GRID // side))
         for head in ("color", "shape", "texture", "size"):
             labels[head].append(HEADS[head].index(getattr(item, head)) if item else 0)
+        labels["cell"].append(row * GRID // side * GRID + column * GRID // side)
         labels["background"].append(HEADS["background"].index(scene.background))
     return labels

@@ -76,12 +76,13 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
 
-def draw_scene(seed: int) -> Scene:
-    """Draw the scene of a seed (any non-negative integer)."""
+def draw_scene(seed: int, count: int | None = None) -> Scene:
+    """Draw the scene of a seed (any non-negative integer); `count` (1 to 9) takes the place of the drawn number of objects."""
     rng = np.random.Generator(np.random.PCG64([seed, 0]))
     background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
     colors = [color for color in COLORS if color not in BACKGROUNDS[background].hides]
-    count = 1 + int(rng.choice(len(_OBJECT_COUNT_SHARES), p=_OBJECT_COUNT_SHARES))
+    drawn = 1 + int(rng.choice(len(_OBJECT_COUNT_SHARES), p=_OBJECT_COUNT_SHARES))
+    count = drawn if count is None else count
     kinds = rng.choice(len(colors) * len(SHAPES), size=count, replace=False)
     cells = rng.choice(len(POSITIONS), size=count, replace=False)
     positions, sizes = list(POSITIONS), list(SIZES)
@@ -111,7 +112,7 @@ def render(scene: Scene, size: int = 128) -> NDArray[np.uint8]:
     if size < 16:
         raise ValueError(f"render: size {size} is too small to show a scene; use 16 or more")
     rng = np.random.Generator(np.random.PCG64([scene.seed, 1]))
-    side = size * (2 if size >= 96 else 3)
+    side = _drawn_side(size)
     canvas = background_canvas(scene.background, side, rng)
     outline = (235, 235, 235) if BACKGROUNDS[scene.background].dark else (35, 35, 35)
     for item in scene.objects:
@@ -120,17 +121,39 @@ def render(scene: Scene, size: int = 128) -> NDArray[np.uint8]:
     return _light_and_noise(reduced, rng)
 
 
-def _draw_object(
-    canvas: NDArray[np.uint8], item: SceneObject, outline: tuple[int, int, int], rng: np.random.Generator
-) -> None:
-    side = canvas.shape[0]
+def object_boxes(scene: Scene, size: int = 128) -> NDArray[np.float64]:
+    """Where `render(scene, size)` draws the objects: [n, 4] of left, top, right, bottom as shares of the side, outline included."""
+    rng = np.random.Generator(np.random.PCG64([scene.seed, 1]))
+    side = _drawn_side(size)
+    background_canvas(scene.background, side, rng)  # takes its draws
+    boxes = []
+    for item in scene.objects:
+        center, radius, turn, _ = _placement(item, side, rng)
+        points = np.concatenate(_contours(item.shape, center, radius, turn)) / (1 << _FIXED_POINT_BITS)
+        half_line = max(1, round(radius * 0.07)) / 2
+        boxes.append([*(points.min(axis=0) - half_line), *(points.max(axis=0) + half_line + 1)])
+    return np.clip(np.array(boxes) / side, 0, 1)
+
+
+def _drawn_side(size: int) -> int:
+    return size * (2 if size >= 96 else 3)
+
+
+def _placement(item: SceneObject, side: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], float, float, list[float]]:
+    """Centre and radius in pixels, angle, and shift of the colour's three channels (-1 to 1)."""
     share = SIZES[item.size]
     slack = min(0.03, 1 / 6 - share)  # stay inside the cell: objects never touch
     row, column = item.cell
     shift_x, shift_y, turn, *tint = rng.uniform(-1, 1, size=6)
     center = np.array([(column + 0.5) / 3 + slack * shift_x, (row + 0.5) / 3 + slack * shift_y]) * side
-    radius = share * side
-    contours = _contours(item.shape, center, radius, 0.14 * turn)
+    return center, share * side, 0.14 * turn, tint
+
+
+def _draw_object(
+    canvas: NDArray[np.uint8], item: SceneObject, outline: tuple[int, int, int], rng: np.random.Generator
+) -> None:
+    center, radius, turn, tint = _placement(item, canvas.shape[0], rng)
+    contours = _contours(item.shape, center, radius, turn)
     color = tuple(int(np.clip(c + 10 * t, 0, 255)) for c, t in zip(COLORS[item.color], tint, strict=True))
     _fill(canvas, contours, color)
     if item.texture != "solid":

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from pipeline.run_view import RunView
 
-# Reasons of faults that this recipe has no rule for; their rows count as neither hit nor miss.
-NO_RULE_YET = frozenset({"near_dup"})
+# Of two images that are one, either may be the one that stays.
+INTERCHANGEABLE = frozenset({"exact_dup", "near_dup"})
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,10 @@ def score_rules(run: RunView, truth: Path) -> list[RuleScore]:
     one expected and a wrong take of the other.
     """
     table: pa.Table = pq.read_table(truth, columns=["expected_reason", "original_row"])
-    expected = [("" if reason in NO_RULE_YET else reason) for reason in table["expected_reason"].to_pylist()]
+    expected = [reason or "" for reason in table["expected_reason"].to_pylist()]
     found = final_reasons(run)
     for copy, original in enumerate(table["original_row"].to_pylist()):
-        # Of two equal images either may be the one that stays.
-        if expected[copy] == "exact_dup" and not found[copy] and found[original] == "exact_dup":
+        if expected[copy] in INTERCHANGEABLE and not found[copy] and found[original] == expected[copy]:
             expected[copy], expected[original] = expected[original], expected[copy]
     planted: dict[str, int] = defaultdict(int)
     taken: dict[str, int] = defaultdict(int)

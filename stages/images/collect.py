@@ -12,7 +12,8 @@ from pipeline.blobs import BlobWriter
 from pipeline.errors import Fatal
 from pipeline.stage import Row, Values
 from schemas.outcome import Failure
-from stages.images.decoders import DecoderLimits, Normalized, shared_decoders
+from stages.images.buffers import Bytes
+from stages.images.decoders import DecoderLimits, Decoders, Normalized, shared_decoders
 from stages.images.fetch import Fetched
 from stages.images.header import ImageError
 from stages.images.normalize import ImageRules, kept_by_header
@@ -45,7 +46,14 @@ class Collector:
     ):  # fmt: skip
         self.rows, self.blobs, self.rules, self.describe = rows, blobs, rules, describe
         self.found: list[Values | Failure | None] = [None] * len(rows)
-        self.decoders = shared_decoders(limits or DecoderLimits(), workers)  # started before the first bytes are there
+        self._limits, self._workers = limits or DecoderLimits(), workers
+        if rules.check == "decode" or rules.resize_mode != "no":
+            shared_decoders(self._limits, workers)  # started before the first bytes are there; else few images need them, or none
+
+    @property
+    def decoders(self) -> Decoders:
+        """Those of this process, started now if they are not there yet."""
+        return shared_decoders(self._limits, self._workers)
 
     def results(self) -> list[Values | Failure]:
         """One result per row. Raises Fatal where a row was never handed back (an error of this program)."""
@@ -70,7 +78,7 @@ class Collector:
         where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), made.image.format, made.image.data, made.image_sha256)
         self.found[fetched.row] = {**_stored_values(len(fetched.body), made, where), **self.describe(fetched)}
 
-    def _by_header(self, body: bytes) -> Normalized | Failure | None:
+    def _by_header(self, body: Bytes) -> Normalized | Failure | None:
         """What needs no decoder: an image that `check: header` keeps as it is, told by our own reading of its header."""
         if self.rules.check != "header" or len(body) > _INLINE_BYTES:
             return None

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -80,4 +81,14 @@ def _fit(data: bytes, max_pixels: int) -> tuple[Facts, Payload]:
     return {"shape": pixels.shape}, np.ascontiguousarray(pixels)
 
 
-TASKS: dict[str, Callable[..., tuple[Facts, Payload]]] = {"normalize": _normalize, "check": _check, "pixels": _pixels, "crop": _crop, "fit": _fit}
+def _hashes(data: bytes, pixel_limit: int, **wanted: bool) -> tuple[Facts, Payload]:
+    """Perceptual hashes, bytes as hex. A large JPEG is decoded at the scale that hashing needs."""
+    from stages.images.hashes import WORKING_SIDE, hash_image
+
+    found = hash_image(decode(data, pixel_limit=pixel_limit, min_width=WORKING_SIDE, min_height=WORKING_SIDE), **wanted)
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(found).items()}, b""
+
+
+TASKS: dict[str, Callable[..., tuple[Facts, Payload]]] = {
+    "normalize": _normalize, "check": _check, "pixels": _pixels, "crop": _crop, "fit": _fit, "hashes": _hashes,
+}  # fmt: skip

@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from schemas.outcome import Failure, FailureCode
+from stages.images.buffers import Bytes
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
 from stages.images.decode_tasks import Facts, perform, task_bytes
 from stages.images.normalize import ImageRules, StoredImage
@@ -54,14 +55,14 @@ class Normalized:
 class Decoders:
     """What decodes. Futures end with a result or a Failure; they raise Fatal where decoding cannot go on at all."""
 
-    def submit(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
+    def submit(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
         """Queue a task; `make` builds its result from facts and payload."""
         raise NotImplementedError
 
     def close(self) -> None:
         """End all that was started for this."""
 
-    def normalize(self, data: bytes, rules: ImageRules) -> Future[Normalized | Failure]:
+    def normalize(self, data: Bytes, rules: ImageRules) -> Future[Normalized | Failure]:
         """The image to store, see `stages.images.normalize`."""
         return self.submit(_rules_task(rules), data, functools.partial(_normalized, data))
 
@@ -81,6 +82,10 @@ class Decoders:
         """Pixels uint8 [H, W, 3] of at most `max_pixels` pixels, see `stages.images.fit`."""
         return self.submit(task_bytes("fit", max_pixels=max_pixels), data, _array)
 
+    def hashes(self, data: bytes, pixel_limit: int = DEFAULT_PIXEL_LIMIT, **wanted: bool) -> Future[dict[str, Any] | Failure]:
+        """Columns of `near_dup`, see `stages.images.hashes.hash_image`."""
+        return self.submit(task_bytes("hashes", pixel_limit=pixel_limit, **wanted), data, _hash_columns)
+
     def decode_pixels(self, images: Iterable[bytes], **options: int) -> list[np.ndarray | Failure]:
         """`pixels` of several images, decoded side by side, in their order."""
         return [future.result() for future in [self.pixels(data, **options) for data in images]]
@@ -92,11 +97,11 @@ class InProcess(Decoders):
     def __init__(self, limits: DecoderLimits):
         self._threads = ThreadPoolExecutor(limits.count, thread_name_prefix="decode")
 
-    def submit(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
+    def submit(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Made]) -> Future[Made | Failure]:
         return self._threads.submit(self._run, task, data, make)
 
-    def _run(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Made]) -> Made | Failure:
-        facts, payload = perform(task, data)
+    def _run(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Made]) -> Made | Failure:
+        facts, payload = perform(task, bytes(data))
         return failure_in(facts) or make(facts, bytes(payload))
 
     def close(self) -> None:
@@ -148,10 +153,17 @@ def _rules_task(rules: ImageRules) -> bytes:
     return task_bytes("normalize", **asdict(rules))
 
 
-def _normalized(data: bytes, facts: Facts, payload: bytes) -> Normalized:
+def _normalized(data: Bytes, facts: Facts, payload: bytes) -> Normalized:
     sizes = (facts["width"], facts["height"], facts["original_width"], facts["original_height"])
     image = StoredImage(data if facts["kept"] else payload, facts["format"], *sizes)
     return Normalized(image, bytes.fromhex(facts["raw_sha256"]), bytes.fromhex(facts["image_sha256"]))
+
+
+def _hash_columns(facts: Facts, payload: bytes) -> dict[str, Any]:
+    columns = {"phash": bytes.fromhex(facts["phash"]), "phash_quality": facts["quality"], "phash_turned": bytes.fromhex(facts["phash_turned"])}
+    if facts["pdq"] is not None:
+        columns |= {"pdq": bytes.fromhex(facts["pdq"]), "pdq_quality": facts["pdq_quality"], "pdq_turned": bytes.fromhex(facts["pdq_turned"])}
+    return columns
 
 
 def _array(facts: Facts, payload: bytes) -> np.ndarray:

@@ -129,6 +129,7 @@ class _Fetcher:
             if failure is not None:
                 job.result.body = b""
             await self.handle(job.result)
+            self.client.give_back(job.result.body)
 
     async def _step(self, job: _Job) -> bool:
         """Requests until the row has its result (True), or is to be handed out again."""

@@ -11,17 +11,18 @@ import base64
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import aiohappyeyeballs
 from multidict import CIMultiDict
 from yarl import URL
 
 from stages.images import addresses
-from stages.images.http_message import MAX_KEPT_SPACE, Answer, BadResponse, Body, Wants, parse_head
+from stages.images.buffers import Buffers
+from stages.images.http_message import Answer, BadResponse, Body, Wants, parse_head
 from stages.images.resolver import Address, Resolver
 
 MAX_HEAD_BYTES = 1 << 16
-SCRATCH_BYTES = 1 << 18
 _MAX_INTERIM = 8  # heads with status 1xx before the answer
 _EYEBALLS_DELAY_S = 0.25
 
@@ -33,17 +34,15 @@ class StaleConnection(ConnectionResetError):
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One connection, one request at a time. `scratch` is shared by all connections of a loop: it holds bytes only within one call."""
+    """One connection, one request at a time. `buffers` are shared by all connections of a loop; their scratch holds bytes only within one call."""
 
-    def __init__(self, scratch: bytearray, forget: Callable[[Connection], None]):
-        self.scratch, self.forget = scratch, forget
-        self._view = memoryview(scratch)
+    def __init__(self, buffers: Buffers, forget: Callable[[Connection], None]):
+        self.buffers, self.forget = buffers, forget
         self.transport: asyncio.Transport | None = None
         self.body: Body | None = None
         self.reusable = self.reused = False
         self._waiting: asyncio.Future[Answer] | None = None
         self._bytes = bytearray()  # of a head that is not complete yet
-        self._store = bytearray()  # for bodies
         self._interim = 0
 
     def ask(self, request: bytes, wants: Wants) -> asyncio.Future[Answer]:
@@ -64,11 +63,10 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's, which Ray's workers use where it is installed, is no subclass
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view if self.body is None else self.body.space() or self._view
+        return self.buffers.view if self.body is None else self.body.space() or self.buffers.view
 
     def buffer_updated(self, n: int) -> None:
         if self._waiting is None or self._waiting.done():  # bytes that nobody asked for
@@ -77,15 +75,15 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             if self.body is not None:
-                if self.body.received(n, self._view):
+                if self.body.received(n, self.buffers.view):
                     self._finish()
             elif self._bytes:
-                self._bytes += self._view[:n]
+                self._bytes += self.buffers.view[:n]
                 data = bytes(self._bytes)
                 self._bytes.clear()
                 self._read_head(data, memoryview(data))
             else:
-                self._read_head(self.scratch, self._view[:n])
+                self._read_head(self.buffers.scratch, self.buffers.view[:n])
         except (BadResponse, EOFError) as error:
             self._fail(error)
 
@@ -106,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
                 if head.status == 101 or self._interim > _MAX_INTERIM:
                     raise BadResponse(f"status {head.status}, which was not asked for")
                 continue
-            self.body = Body(head, self._wants(head), self._store)
+            self.body = Body(head, self._wants(head), self.buffers)
         if self.body.take(view[at:]):
             self._finish()
 
@@ -116,8 +114,6 @@ class Connection(asyncio.BufferedProtocol):
         self.reusable = self.body.reusable
         self._waiting.set_result(answer)
         self.body = None
-        if len(self._store) > MAX_KEPT_SPACE:
-            self._store = bytearray()
 
     def _fail(self, error: Exception) -> None:
         if self._waiting is not None and not self._waiting.done():
@@ -162,7 +158,7 @@ class HttpClient:
         self.resolver, self.tls, self.allow_private, self.max_idle = resolver, tls, allow_private, max_idle
         self._headers = _header_lines(headers)
         self._own_authorization = any(name.lower() == "authorization" for name in headers)
-        self._scratch = bytearray(SCRATCH_BYTES)
+        self.buffers = Buffers(max_idle)
         self._idle: dict[Connection, Key] = {}  # oldest first
         self._by_key: dict[Key, list[Connection]] = {}
 
@@ -230,7 +226,7 @@ class HttpClient:
         made = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=_EYEBALLS_DELAY_S, interleave=1)
         tls = {"ssl": self.tls(), "server_hostname": host.rstrip(".")} if scheme == "https" else {}
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: Connection(self._scratch, self._forget), sock=made, **tls)  # type: ignore[arg-type]
+        _, connection = await loop.create_connection(lambda: Connection(self.buffers, self._forget), sock=made, **tls)  # type: ignore[arg-type]
         return connection
 
     def _allowed(self, found: tuple[Address, ...]) -> tuple[Address, ...]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from multidict import CIMultiDict
 
+from stages.images.buffers import BUFFER_BYTES, Buffers, Bytes
+
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?")
 _SPACE = " \t\r"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIRST_SPACE = 1 << 18  # bytes made ready before any of a body came, whatever length it announces
-MAX_KEPT_SPACE = 1 << 20
+_COPIED_BYTES = 1 << 15  # a body that is not longer has memory of its own, which costs less than a buffer
 _MAX_CHUNK_LINE = 4096
 _PACKED = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -34,10 +35,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. `cut`: the body has more bytes than were wanted; it is then empty, or (unpacked) its beginning."""
+    """A whole answer. `cut`: the body has more bytes than were wanted; it is then empty, or (unpacked) its beginning.
+
+    A body that is a memoryview belongs to a buffer of the client, see Buffers.give_back.
+    """
 
     head: Head
-    body: bytes = b""
+    body: Bytes = b""
     cut: bool = False
 
 
@@ -77,20 +81,19 @@ def content_length(headers: CIMultiDict[str]) -> int | None:
 
 
 class Body:
-    """Takes in the body of one answer, at most `limit` bytes. One of known length is received in `store`, which the
-    connection keeps for the next: fresh memory for each costs as much as a digest of the body."""
+    """Takes in the body of one answer, at most `limit` bytes. One of known length is received where it stays, in one of `buffers`."""
 
-    def __init__(self, head: Head, limit: int, store: bytearray):
-        self.head, self.limit = head, limit
+    def __init__(self, head: Head, limit: int, buffers: Buffers):
+        self.head, self.limit, self.buffers = head, limit, buffers
         self.cut = self.whole = False
         self.filled = 0
-        self._at_once: bytes | None = None  # a body that came with its head
+        self._at_once: memoryview | None = None  # a body that came with its head
         self.chunks: _Chunks | None = None
         self.length = self._framing()
         self.unwanted = limit <= 0 and self.length != 0
         if self.unwanted or (self.length is not None and self.length > limit):
             self.cut = self.whole = True
-        self.data = bytearray() if self.whole or self.length is None else store
+        self.data = bytearray()
 
     def _framing(self) -> int | None:
         """Length of the body; None where chunks or the end of the connection tell it."""
@@ -119,13 +122,17 @@ class Body:
         if self.length is None:
             return None
         if self.filled == len(self.data):
-            self._grow(self.length + 1)
+            self._grow()
         return memoryview(self.data)[self.filled : self.length + 1]
 
-    def _grow(self, most: int) -> None:
+    def _grow(self) -> None:
         """More room, doubling: a server that announces much and sends little must not cost memory."""
+        assert self.length is not None
         have = len(self.data)
-        self.data.extend(bytes(min(max(have, _FIRST_SPACE), max(_FIRST_SPACE, most) - have)))
+        if not have:
+            self.data = self.buffers.take()
+        else:
+            self.data.extend(bytes(min(have, max(BUFFER_BYTES, self.length + 1) - have)))
 
     def received(self, n: int, scratch: memoryview) -> bool:
         """`n` bytes came, into `space()` or `scratch`. True when the body is whole."""
@@ -140,11 +147,11 @@ class Body:
             return True
         if self.length is not None:
             if not self.filled and len(data) >= self.length:
-                self._at_once = bytes(data[: self.length])
+                self._at_once = self.buffers.keep(data[: self.length]) if self.length > _COPIED_BYTES else data[: self.length]
                 self.filled = len(data)
                 return True
             while len(self.data) < self.filled + len(data):
-                self._grow(self.length + 1)
+                self._grow()
             self.data[self.filled : self.filled + len(data)] = data
             self.filled += len(data)
             return self.filled >= self.length
@@ -168,7 +175,9 @@ class Body:
         if self.unwanted:
             return Answer(self.head)
         size = self.limit if self.cut else len(self.data) if self.length is None else self.length
-        body = bytes(memoryview(self.data)[:size]) if self._at_once is None else self._at_once
+        body: Bytes = memoryview(self.data)[:size] if self._at_once is None else self._at_once
+        if size <= _COPIED_BYTES:
+            body = bytes(body)
         coding = self.head.headers.get("Content-Encoding", "").strip().lower()
         if not body or self.cut or coding in ("", "identity"):
             return Answer(self.head, body, self.cut)
@@ -178,7 +187,7 @@ class Body:
         return Answer(self.head, unpacked[: self.limit], len(unpacked) > self.limit)
 
 
-def _unpack(body: bytes, limit: int, coding: str) -> bytes:
+def _unpack(body: Bytes, limit: int, coding: str) -> bytes:
     """At most `limit` + 1 bytes of what was packed with gzip or deflate (with or without zlib's frame)."""
     for bits in (47, -15):  # gzip or zlib by its head; bare deflate, which some servers send
         unpacker = zlib.decompressobj(bits)

@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 
 from schemas.outcome import FailureCode
+from stages.images.buffers import Bytes
 from stages.images.decode import DEFAULT_PIXEL_LIMIT, check_size, decode, verify
 from stages.images.header import ImageError, ImageHeader, damaged, own_header, read_header
 
@@ -20,6 +21,8 @@ ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center
 EncodeFormat = Literal["jpg", "png", "webp"]
 STORED_FORMATS = frozenset({"jpg", "png", "webp"})
 
+_HEADER_BYTES = 1 << 16  # an image whose size stands behind them is left to a decoder
+_MOST_FLOATS = 1 << 24  # values: 64 MB
 _SHORT_SIDE = frozenset({"keep_ratio", "center_crop"})
 
 cv2.setNumThreads(1)  # one image per thread: OpenCV's own threads would only compete
@@ -42,7 +45,7 @@ class ImageRules:
 class StoredImage:
     """An image as it is stored; sizes in pixels, upright; `format` is also its file extension."""
 
-    data: bytes
+    data: Bytes
     format: str
     width: int
     height: int
@@ -74,9 +77,9 @@ def normalize(data: bytes, rules: ImageRules) -> StoredImage:
     return StoredImage(encoded, rules.encode_format, pixels.shape[1], pixels.shape[0], width, height)
 
 
-def kept_by_header(data: bytes, rules: ImageRules) -> StoredImage | None:
+def kept_by_header(data: Bytes, rules: ImageRules) -> StoredImage | None:
     """The image as it came, where its header alone says so and no codec has to be asked; else None. Raises ImageError."""
-    header = own_header(data)
+    header = own_header(bytes(data[:_HEADER_BYTES]))
     if header is None or not _stays(header, rules):
         return None
     check_size(header, rules.pixel_limit)
@@ -108,7 +111,7 @@ def _is_bigger(width: int, height: int, rules: ImageRules) -> bool:
 def resize(pixels: np.ndarray, target: tuple[int, int], rules: ImageRules, enlarges: bool) -> np.ndarray:
     """Scale uint8 [H, W, 3] to `target` (width, height): by area when shrinking, Lanczos when enlarging; crop or pad."""
     if (pixels.shape[1], pixels.shape[0]) != target:
-        pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_LANCZOS4 if enlarges else cv2.INTER_AREA)
+        pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_LANCZOS4) if enlarges else shrink(pixels, target)
     size = rules.image_size
     if rules.resize_mode == "center_crop":
         top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
@@ -116,6 +119,15 @@ def resize(pixels: np.ndarray, target: tuple[int, int], rules: ImageRules, enlar
     if rules.resize_mode == "border":
         return _pad(pixels, size)
     return pixels
+
+
+def shrink(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    """OpenCV's area filter on uint8 [H, W, 3]. It sums bytes as floats in any case, and a fifth faster where they are given as floats:
+    the result is the same to the bit. Whole factors have code of their own, and very large pictures would need much memory."""
+    height, width = pixels.shape[:2]
+    if pixels.size > _MOST_FLOATS or (width % target[0] == 0 and height % target[1] == 0):
+        return cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+    return cv2.convertScaleAbs(cv2.resize(pixels.astype(np.float32), target, interpolation=cv2.INTER_AREA))
 
 
 def _pad(pixels: np.ndarray, size: int) -> np.ndarray:

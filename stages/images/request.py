@@ -10,6 +10,7 @@ from typing import Protocol
 from yarl import URL
 
 from schemas.outcome import Failure, FailureCode, cap_detail
+from stages.images.buffers import Bytes
 from stages.images.consent import opt_out
 from stages.images.fetch_failures import FETCH_ERRORS, check_url, failure_of_error, failure_of_status
 from stages.images.http_message import Head
@@ -26,6 +27,7 @@ class Fetched:
     """What came for one URL: the last response's status, content type, final URL and body, or why there is none.
 
     `opted_out` is the value of the header that forbids use; with `refuse_opted_out` the body was then not read.
+    A body that is a memoryview is there until what was awaited for it has returned: its memory then serves another.
     `robots`: 'allowed' or why robots.txt refuses, null where it was not asked. `checked_at`: when these were seen, milliseconds since 1970.
     """
 
@@ -33,7 +35,7 @@ class Fetched:
     url: str = ""
     status: int | None = None
     content_type: str | None = None
-    body: bytes = b""
+    body: Bytes = b""
     opted_out: str | None = None
     robots: str | None = None
     checked_at: int | None = None
@@ -111,7 +113,7 @@ async def read_robots(client: WebClient, url: URL, options: RequestOptions) -> t
                 location = answer.head.headers.get("Location")
                 if answer.head.status not in _REDIRECTS or not location:
                     failure = failure_of_status(answer.head.status, answer.head.reason)
-                    return (b"", failure) if failure else (answer.body, None)
+                    return (b"", failure) if failure else (bytes(answer.body), None)
                 target = check_url(str(url.join(URL(location))))
                 if isinstance(target, Failure):
                     return b"", target

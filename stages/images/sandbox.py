@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.errors import Fatal
 from schemas.outcome import Failure, FailureCode, cap_detail
+from stages.images.buffers import Bytes
 from stages.images.decode_tasks import Facts
 from stages.images.decoder_process import FIRST_NUMBER, MAX_MESSAGE, REQUEST
 from stages.images.decoders import DecoderLimits, Decoders, failure_in
@@ -42,7 +43,7 @@ _CODES = {"hung": FailureCode.DECODER_HUNG, "memory": FailureCode.DECODER_MEMORY
 @dataclass(eq=False)
 class _Request:
     task: bytes
-    data: bytes
+    data: Bytes
     make: Callable[[Facts, bytes], Any]
     future: Future[Any] = field(default_factory=Future)
     slot: int = -1
@@ -66,7 +67,7 @@ class Sandbox(Decoders):
         self._reader.start()
         atexit.register(self.close)
 
-    def submit(self, task: bytes, data: bytes, make: Callable[[Facts, bytes], Any]) -> Future[Any]:
+    def submit(self, task: bytes, data: Bytes, make: Callable[[Facts, bytes], Any]) -> Future[Any]:
         request = _Request(task, data, make)
         request.future.set_running_or_notify_cancel()  # it runs to its end, whoever gives up waiting
         with self._lock:
@@ -145,7 +146,7 @@ class Sandbox(Decoders):
     def _settle(self, message: bytes) -> bool:
         """End one request: read its answer, give its slot to the next in line, tell who waits. False where the answer is none."""
         try:
-            facts = json.loads(message)
+            facts = json.loads(message.decode())
             number = facts["number"]
             request = self._sent[number]
             payload = os.pread(self._slots[request.slot], facts.get("bytes", 0), 0)

@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from stages.images import addresses
+from stages.images.buffers import Bytes
 from stages.images.http_client import MAX_HEAD_BYTES, HttpClient
 from stages.images.http_message import Answer, Head, Wants
 from stages.images.resolver import Resolver
@@ -76,6 +77,10 @@ class WebClient:
             limit = wants(head)
             body = await _read_at_most(response, limit + 1) if limit > 0 else b""
             return Answer(head, body[:limit], len(body) > limit)
+
+    def give_back(self, body: Bytes) -> None:
+        """The body of an answer is needed no more; its memory serves another."""
+        self._direct.buffers.give_back(body)
 
     def proxy_of(self, url: URL) -> str | None:
         """The proxy for a URL, or None."""

@@ -83,6 +83,8 @@ class FakeChat:
         numbers = None
         if sampling.choices:
             text = sampling.choices[seed[2] % len(sampling.choices)]
+        elif sampling.yes_no:
+            text = ("no", "yes")[seed[5] >= 128]
         elif "score" in request.text.lower() or sampling.numbers:
             text = str(int.from_bytes(seed[2:4], "big") % 101)
             numbers = {int(text): 0.75, 0: 0.25} if sampling.numbers and text != "0" else {0: 1.0} if sampling.numbers else None
@@ -90,7 +92,7 @@ class FakeChat:
             count = min(sampling.max_tokens, 8 + seed[3] % 8)
             text = " ".join(_WORDS[byte % len(_WORDS)] for byte in seed[4 : 4 + count])
         n_tokens = len(text.split())
-        return ChatAnswer(text, n_tokens, "length" if planned == "truncated" else "stop", 0, numbers)
+        return ChatAnswer(text, n_tokens, "length" if planned == "truncated" else "stop", 0, numbers, seed[5] / 255 if sampling.yes_no else None)
 
     def _planned(self, draw: float) -> str:
         """The failure whose share of [0, 1) holds the draw; '' for none."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import Fatal, RecipeError
 from schemas.outcome import Failure, FailureCode, cap_detail
 from stages.models.event_loop import LoopThread
-from stages.models.protocols import NUMBERS, ChatAnswer, ChatRequest
+from stages.models.protocols import NUMBERS, ChatAnswer, ChatRequest, yes_share
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class HttpChat:
         body: dict[str, Any] = {"model": self.spec["name"], "messages": messages, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
         if sampling.temperature > 0:
             body |= {"top_p": sampling.top_p, "seed": sampling.seed}
-        if sampling.numbers:
+        if sampling.numbers or sampling.yes_no:
             body |= {"logprobs": True, "top_logprobs": MOST_LOGPROBS}
         if sampling.choices:
             body["structured_outputs"] = {"choice": list(sampling.choices)}
@@ -195,9 +195,11 @@ class HttpChat:
             return Failure(FailureCode.BAD_RESPONSE, cap_detail(f"no answer in {str(found)[:500]}: {type(error).__name__}"))
         if message.get("refusal") or ended == "content_filter":
             return ChatAnswer(message.get("refusal") or text, 0, "refused")
-        numbers = _numbers(choice.get("logprobs")) if request.sampling.numbers else None
+        first = _first_tokens(choice.get("logprobs"))
+        numbers = _numbers(first) if request.sampling.numbers else None
+        yes = yes_share(first) if request.sampling.yes_no else None
         reason = "length" if ended == "length" else "stop"
-        return ChatAnswer(text, int(usage.get("completion_tokens") or 0), reason, int(usage.get("prompt_tokens") or 0), numbers)
+        return ChatAnswer(text, int(usage.get("completion_tokens") or 0), reason, int(usage.get("prompt_tokens") or 0), numbers, yes)
 
 
 class _Refused(Exception):
@@ -220,14 +222,19 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
 
 
-def _numbers(logprobs: dict[str, Any] | None) -> dict[int, float]:
-    """Probability of each number from 0 to 100 among the first tokens that the server tells of."""
+def _first_tokens(logprobs: dict[str, Any] | None) -> list[tuple[str, float]]:
+    """Text and probability of the likeliest first tokens, as the server tells of them."""
     content = (logprobs or {}).get("content") or [{}]
+    return [(str(entry["token"]), math.exp(entry["logprob"])) for entry in content[0].get("top_logprobs") or ()]
+
+
+def _numbers(first: list[tuple[str, float]]) -> dict[int, float]:
+    """Probability of each number from 0 to 100 among the first tokens."""
     found: dict[int, float] = {}
-    for entry in content[0].get("top_logprobs") or ():
-        word = str(entry["token"]).strip()
+    for text, chance in first:
+        word = text.strip()
         if word.isascii() and word.isdigit() and int(word) in NUMBERS:
-            found[int(word)] = found.get(int(word), 0.0) + math.exp(entry["logprob"])
+            found[int(word)] = found.get(int(word), 0.0) + chance
     return found
 
 

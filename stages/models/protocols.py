@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -20,7 +20,8 @@ NUMBERS = range(101)
 class Sampling:
     """How an answer is drawn. temperature 0 is greedy; seed: of this one request, None where it is greedy.
 
-    numbers: also give the probabilities of the numbers 0 to 100 as first token. choices: the answer must be one of these texts.
+    numbers: also give the probabilities of the numbers 0 to 100 as first token; yes_no: that of yes against no. choices: the answer must
+    be one of these texts.
     """
 
     max_tokens: int
@@ -29,6 +30,7 @@ class Sampling:
     seed: int | None = None
     numbers: bool = False
     choices: tuple[str, ...] = ()
+    yes_no: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class ChatAnswer:
     """Text of an answer; how many tokens it has, how many the prompt had (0: unknown), and how it ended.
 
     numbers: probability of each number from 0 to 100 that could be the first token (those the engine tells of); None where not asked.
+    yes: probability that the first token is yes, of those that are yes or no; None where not asked, or where the engine tells of neither.
     """
 
     text: str
@@ -71,17 +74,18 @@ class ChatAnswer:
     finish_reason: Literal["stop", "length", "refused"]
     prompt_tokens: int = 0
     numbers: Mapping[int, float] | None = None
+    yes: float | None = None
 
     def to_json(self) -> str:
         """As it is kept in the cache of answers."""
         numbers = None if self.numbers is None else sorted(self.numbers.items())
-        return json.dumps([self.text, self.n_tokens, self.finish_reason, self.prompt_tokens, numbers])
+        return json.dumps([self.text, self.n_tokens, self.finish_reason, self.prompt_tokens, self.yes, numbers])
 
     @classmethod
     def from_json(cls, text: str) -> ChatAnswer:
         """The answer that `to_json` wrote."""
-        *plain, numbers = json.loads(text)
-        return cls(*plain, numbers=None if numbers is None else {int(number): float(share) for number, share in numbers})
+        *plain, yes, numbers = json.loads(text)
+        return cls(*plain, numbers=None if numbers is None else {int(number): float(share) for number, share in numbers}, yes=yes)
 
 
 class Chat(Protocol):
@@ -100,6 +104,17 @@ class Chat(Protocol):
     def chat(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | Failure]:
         """Answers in the order of the requests."""
         ...
+
+
+def yes_share(chances: Iterable[tuple[str, float]]) -> float | None:
+    """Probability of yes among the first tokens (text, probability) that are yes or no in any spelling; None where none is."""
+    found = {"yes": 0.0, "no": 0.0}
+    for text, chance in chances:
+        word = text.strip().lower()
+        if word in found:
+            found[word] += chance
+    total = sum(found.values())
+    return round(found["yes"] / total, 4) if total > 0 else None
 
 
 def image_digest(pixels: np.ndarray) -> bytes:

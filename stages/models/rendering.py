@@ -77,12 +77,24 @@ def _plain(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Cc", "Cs", "Co", "Cn"))
 
 
+def yes_no_ids(tokenizer: Any) -> dict[int, str]:
+    """Token id -> 'yes' or 'no', for every spelling of them that is one token."""
+    found: dict[int, str] = {}
+    for word in ("yes", "no"):
+        for text in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                found[ids[0]] = word
+    return found
+
+
 def number_ids(tokenizer: Any) -> dict[int, int]:
-    """Token id -> number, for the numbers 0 to 100 that are one token, with or without a space before them."""
+    """Token id -> number from 0 to 100, with or without a space before it; empty where one of them is several tokens, for then the
+    probability of a first token says nothing of the number (Qwen's tokenizers, for example, split numbers into digits)."""
     found: dict[int, int] = {}
     for number in range(101):
         for text in (str(number), f" {number}"):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             if len(ids) == 1:
                 found[ids[0]] = number
-    return found
+    return found if len(set(found.values())) == 101 else {}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Fatal
 from schemas.outcome import Failure, FailureCode
-from stages.models.protocols import ChatAnswer, ChatRequest, Sampling
-from stages.models.rendering import Renderer, RenderError, number_ids
+from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
+from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_ids
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class TransformersChat:
         self.renderer = Renderer(self.processor)
         self.tokenizer = self.renderer.tokenizer
         self._number_ids = number_ids(self.tokenizer)
+        self._yes_no_ids = yes_no_ids(self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         max_pixels = int(self.spec.get("max_pixels", DEFAULT_MAX_PIXELS))
@@ -105,11 +106,14 @@ class TransformersChat:
 
     def _generate(self, requests: list[ChatRequest], prompts: list[str]) -> list[ChatAnswer | Failure]:
         import torch
+        from PIL import Image
 
         from stages.models.drawing import Allowed, Draw
 
         sampling = requests[0].sampling
-        images = [[request.image] for request in requests] if requests[0].image is not None else None
+        images = None
+        if requests[0].image is not None:  # not as arrays: of a very narrow one the processors guess wrong which side the colours are
+            images = [[Image.fromarray(request.image)] for request in requests if request.image is not None]
         inputs = self.processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt").to(self.model.device)
         lengths = inputs["attention_mask"].sum(1).tolist()
         longest = max(lengths)
@@ -126,14 +130,14 @@ class TransformersChat:
             with torch.inference_mode():
                 made = self.model.generate(
                     **inputs, max_new_tokens=sampling.max_tokens, do_sample=False, logits_processor=processors, return_dict_in_generate=True,
-                    output_logits=any(request.sampling.numbers for request in requests), temperature=None, top_p=None, top_k=None,
+                    output_logits=any(request.sampling.numbers or request.sampling.yes_no for request in requests), temperature=None, top_p=None, top_k=None,
                 )  # fmt: skip
         finally:
             torch.set_num_threads(threads)
         new = made.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         first = made.logits[0] if made.logits else None
         return [
-            self._answer(ids, sampling, length, first[at] if first is not None and request.sampling.numbers else None)
+            self._answer(ids, request.sampling, length, first[at] if first is not None else None)
             for at, (ids, length, request) in enumerate(zip(new, lengths, requests, strict=True))
         ]
 
@@ -142,16 +146,19 @@ class TransformersChat:
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         stop = next((at for at, token in enumerate(ids) if token in ends), None)
         kept = ids if stop is None else ids[:stop]
-        numbers = None
-        if logits is not None:
-            numbers = self._probabilities(logits)
+        numbers = self._probabilities(logits) if logits is not None and sampling.numbers else None
+        yes = self._yes(logits) if logits is not None and sampling.yes_no else None
         text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return ChatAnswer(text, len(kept) + (stop is not None), "length" if stop is None else "stop", prompt_tokens, numbers)
+        return ChatAnswer(text, len(kept) + (stop is not None), "length" if stop is None else "stop", prompt_tokens, numbers, yes)
+
+    def _yes(self, logits: torch.Tensor) -> float | None:
+        chances = logits.float().softmax(-1)
+        return yes_share((word, float(chances[token])) for token, word in self._yes_no_ids.items())
 
     def _probabilities(self, logits: torch.Tensor) -> dict[int, float]:
         """Probability of each number as first token; a number with and one without a space before it count together."""
         if not self._number_ids:
-            raise Fatal("models: the tokenizer has no number as one token, so numbers have no probability; switch `expectation` off")
+            raise Fatal("models: the tokenizer splits numbers into several tokens, so they have no probability as one; switch `expectation` off")
         probabilities = logits.float().softmax(-1)
         found: dict[int, float] = {}
         for token, number in self._number_ids.items():

@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from pipeline.errors import EngineDied, Fatal, RecipeError
+from pipeline.errors import EngineDied, Fatal, RecipeError, is_fatal
 from schemas.outcome import Failure, FailureCode
 from stages.models.event_loop import LoopThread
-from stages.models.protocols import ChatAnswer, ChatRequest, Sampling
-from stages.models.rendering import Renderer, RenderError, number_ids
+from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
+from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_ids
+from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
 ENGINE_KEYS = ("max_num_seqs", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
@@ -73,7 +74,8 @@ class VllmChat:
         self._loop = LoopThread("pairmill-vllm")
         self._starting: asyncio.Lock | None = None
         self._engine: Any = None
-        self._renderer, self._number_ids = self._load_renderer()
+        self._renderer = self._load_renderer()
+        self._number_ids, self._yes_no_ids = number_ids(self._renderer.tokenizer), yes_no_ids(self._renderer.tokenizer)
         self._loop.submit(self._running()).result()
 
     def describe(self) -> dict[str, Any]:
@@ -90,17 +92,10 @@ class VllmChat:
         if self._engine is not None:
             self._loop.loop.call_soon_threadsafe(self._engine.shutdown)
 
-    def engine_pids(self) -> list[int]:
-        """Processes of the engine."""
-        import psutil
-
-        return [child.pid for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
-
-    def _load_renderer(self) -> tuple[Renderer, dict[int, int]]:
+    def _load_renderer(self) -> Renderer:
         from transformers import AutoProcessor
 
-        renderer = Renderer(AutoProcessor.from_pretrained(self.weights, revision=self.spec.get("revision", "main")))
-        return renderer, number_ids(renderer.tokenizer)
+        return Renderer(AutoProcessor.from_pretrained(self.weights, revision=self.spec.get("revision", "main")))
 
     async def _running(self) -> Any:
         """The engine, started when there is none or the last one has ended."""
@@ -112,6 +107,7 @@ class VllmChat:
                     self._engine.shutdown()
                 self._engine = self._start()
                 self.starts += 1
+                end_with_this_process(engine_processes())
             return self._engine
 
     def _start(self) -> Any:
@@ -128,7 +124,7 @@ class VllmChat:
                 AsyncEngineArgs(
                     model=self.weights, revision=self.spec.get("revision"), dtype=self.dtype, max_model_len=int(self.spec.get("max_model_len", 4096)),
                     limit_mm_per_prompt={"image": 1, "video": 0}, mm_processor_cache_gb=float(self.spec.get("processor_cache_gb", 1)),
-                    max_logprobs=len(self._number_ids) or 1, disable_log_stats=True, **options,
+                    max_logprobs=len(self._number_ids) + len(self._yes_no_ids) or 1, disable_log_stats=True, **options,
                 )  # fmt: skip
             )
         except (RuntimeError, ValueError, OSError) as error:
@@ -154,11 +150,15 @@ class VllmChat:
         except EngineDeadError as error:
             raise EngineDied(f"vLLM's engine process ended: {error}") from error
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
-            return Failure(FailureCode.MODEL_ERROR, f"{type(error).__name__}: {error}")
+            cause = _root(error)
+            if is_fatal(cause):
+                raise Fatal(f"models: {self.weights}: {type(cause).__name__}: {cause}") from error
+            return Failure(FailureCode.MODEL_ERROR, f"{type(cause).__name__}: {cause}")
         made = last.outputs[0]
         reason = "length" if made.finish_reason == "length" else "stop"
         numbers = self._probabilities(made.logprobs) if request.sampling.numbers else None
-        return ChatAnswer(made.text, len(made.token_ids), reason, len(last.prompt_token_ids), numbers)
+        yes = self._yes(made.logprobs) if request.sampling.yes_no else None
+        return ChatAnswer(made.text, len(made.token_ids), reason, len(last.prompt_token_ids), numbers, yes)
 
     def _sampling(self, wanted: Sampling) -> Any:
         from vllm import SamplingParams
@@ -167,11 +167,19 @@ class VllmChat:
         options: dict[str, Any] = {"max_tokens": wanted.max_tokens, "temperature": wanted.temperature, "top_p": wanted.top_p, "seed": wanted.seed}
         if wanted.numbers:
             if not self._number_ids:
-                raise Fatal(f"models: {self.weights}: its tokenizer has no number as one token, so numbers have no probability; switch `expectation` off")
+                raise Fatal(f"models: {self.weights} splits numbers into several tokens, which have no probability as one; switch `expectation` off")
             options |= {"logprobs": len(self._number_ids), "logprob_token_ids": sorted(self._number_ids)}
+        elif wanted.yes_no and self._yes_no_ids:
+            options |= {"logprobs": len(self._yes_no_ids), "logprob_token_ids": sorted(self._yes_no_ids)}
         if wanted.choices:
             options["structured_outputs"] = StructuredOutputsParams(choice=list(wanted.choices))
         return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **options)
+
+    def _yes(self, logprobs: Any) -> float | None:
+        import math
+
+        first = (logprobs[0] if logprobs else {}).items()
+        return yes_share((self._yes_no_ids[token], math.exp(found.logprob)) for token, found in first if token in self._yes_no_ids)
 
     def _probabilities(self, logprobs: Any) -> dict[int, float]:
         """Probability of each number as first token; a number with and one without a space before it count together."""
@@ -183,3 +191,10 @@ class VllmChat:
                 number = self._number_ids[token]
                 found[number] = found.get(number, 0.0) + math.exp(logprob.logprob)
         return found
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was wrong at first: the errors around it name objects by their address, which differs from run to run."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

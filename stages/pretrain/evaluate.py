@@ -26,7 +26,8 @@ def retrieval_recall(
 
     `image_emb` [N, C]; `text_emb` [M, C]; `text_image` [M]: the image each text belongs to (several per image allowed).
     Image to text: the share of images with one of their own texts among the k nearest; text to image: the share of
-    texts with their image among the k nearest (the protocol of Karpathy's splits, CLIP section 3.1.5). A tie counts
+    texts with their image among the k nearest (the protocol of Karpathy's splits, CLIP section 3.1.5). The median rank is
+    that of the nearest own item, counted from 1. A tie counts
     against the model: an item ranks behind every wrong one with the same similarity.
 
     Raises TrainError if an image has no text.
@@ -54,6 +55,8 @@ def retrieval_recall(
     return {
         **{f"image_to_text_recall@{k}": float((image_rank < k).double().mean()) for k in at},
         **{f"text_to_image_recall@{k}": float((text_rank < k).double().mean()) for k in at},
+        "image_to_text_median_rank": float(np.median(image_rank.numpy())) + 1,
+        "text_to_image_median_rank": float(np.median(text_rank.numpy())) + 1,
     }
 
 

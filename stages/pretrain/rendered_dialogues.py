@@ -19,17 +19,20 @@ MakeTurns = Callable[[Scene, np.random.Generator], tuple[Turn, ...]]
 class RenderedDialogues:
     """`count` scenes of a stream from index `first` on; nothing is kept, so a training may see each scene once.
 
-    `turns` draws the requests about a scene (None: no request), `side` is the number of image tokens per side.
+    `turns` draws the requests about a scene (None: no request), `side` is the number of image tokens per side. `crowded`
+    scenes have 5 to 9 objects: what an image shows of each is the same, and a lesson in seeing has three times as many.
     """
 
-    def __init__(self, stream: str, first: int, count: int, side: int, turns: MakeTurns | None) -> None:
+    def __init__(self, stream: str, first: int, count: int, side: int, turns: MakeTurns | None, crowded: bool = False) -> None:
         self._stream, self._first, self._count, self._side, self._turns = stream, first, count, side, turns
+        self._crowded = crowded
 
     def __len__(self) -> int:
         return self._count
 
     def scene(self, index: int) -> Scene:
-        return draw_scene(seed_for(self._stream, self._first + index))
+        seed = seed_for(self._stream, self._first + index)
+        return draw_scene(seed, 5 + seed % 5 if self._crowded else None)
 
     def key(self, index: int) -> str:
         return f"{self._stream}:{self._first + index}"

@@ -33,6 +33,7 @@ class KindCounts:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = defaultdict(Kind)
+        self.without = 0  # kept rows that have no text at all
 
     def add(self, run: RunView, view: PartView, rows: np.ndarray) -> None:
         """Add the kept rows (int64 [N]) of a part."""
@@ -41,6 +42,7 @@ class KindCounts:
             alt_texts = view.column(run.chain.find_column("alt_text")).take(pa.array(rows))
             found = self.kinds["alt_text"]
             filled = pc.sum(pc.greater(pc.utf8_length(alt_texts), 0)).as_py() or 0
+            self.without += len(rows) - filled
             found.texts += filled
             found.rows += filled
             found.first += filled
@@ -48,13 +50,15 @@ class KindCounts:
             return
         entries, parents = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
         if not len(entries):
+            self.without += len(rows)
             return
         kinds = entries.field("kind").fill_null("").dictionary_encode()
         codes, lengths = kinds.indices.to_numpy(), pc.utf8_length(entries.field("text")).fill_null(0).to_numpy()
+        self.without += len(rows) - len(np.unique(parents[lengths > 0]))
         scores = entries.field("clip_score").cast(pa.float64()).to_numpy(zero_copy_only=False)
         leads = np.concatenate([[True], parents[1:] != parents[:-1]])
         for code, name in enumerate(kinds.dictionary.to_pylist()):
-            mine = codes == code
+            mine = (codes == code) & (lengths > 0)
             found, scored = self.kinds[name], scores[mine & np.isfinite(scores)]
             found.texts += int(mine.sum())
             found.rows += len(np.unique(parents[mine]))

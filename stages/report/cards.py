@@ -35,13 +35,14 @@ class Card:
 
 
 class CardMaker:
-    """Makes cards of samples. `thumbnails` is None where no image is shown."""
+    """Makes cards of samples. `thumbnails` is None where no image is shown; `own_text` is what the input's texts are called."""
 
-    def __init__(self, samples: dict[Place, Sample], measures: list[Measure], cleaner: Cleaner, thumbnails: Thumbnails | None):
+    def __init__(self, samples: dict[Place, Sample], measures: list[Measure], cleaner: Cleaner, thumbnails: Thumbnails | None, own_text: str):
         self.samples = samples
         self.measures = measures
         self.cleaner = cleaner
         self.thumbnails = thumbnails
+        self.own_text = own_text
 
     def _image(self, sample: Sample) -> Picture:
         if sample.image is None or self.thumbnails is None:
@@ -69,9 +70,11 @@ class CardMaker:
 
     def _entries(self, sample: Sample) -> list[Entry]:
         """The alt-text as read, then the row's texts; one that is the same stands once."""
-        entries, own = [], Entry("alt-text", self._shown(sample.alt_text))
+        entries, own = [], Entry(self.own_text, self._shown(sample.alt_text))
+        whole = any(text.text == sample.alt_text.text and not text.other for text in sample.texts)
         for text in sample.texts:
-            label = f"{text.kind} of a duplicate" if text.other else text.kind.replace("alt_text", "alt-text, cleaned")
+            same_kind = f"further {self.own_text}" if whole else f"{self.own_text}, cleaned"
+            label = f"{text.kind} of a duplicate" if text.other else text.kind.replace("alt_text", same_kind)
             score = "" if text.score is None else number(text.score)
             if text.text == sample.alt_text.text and not text.other:
                 own.score = score

@@ -81,7 +81,7 @@ def write_report(run: RunView, params: ReportParams | None = None, share: bool =
     commit_bytes(path, data, run.store.guard)
     waterfall = page.facts.waterfall
     shown = {"samples": len(page.found.samples), "images_left_out": page.thumbnails.left_out if page.thumbnails else 0}
-    return {"report": str(path), "bytes": len(data), "input": waterfall.rows, "kept": waterfall.kept, **shown}
+    return {"report": str(path), "bytes": len(data), "input": waterfall.rows, "kept": waterfall.kept, "kept_without_text": page.found.kinds.without, **shown}
 
 
 def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "") -> Page:

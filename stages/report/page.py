@@ -54,7 +54,8 @@ class Page:
         self.inputs = inputs
         self.cleaner = Cleaner(share)
         self.thumbnails = None if share else thumbnails
-        self.cards = CardMaker(found.samples, found.measures, self.cleaner, self.thumbnails)
+        self.local = "path" in run.chain.nodes[0].writes  # a source of files at hand, not of addresses
+        self.cards = CardMaker(found.samples, found.measures, self.cleaner, self.thumbnails, "caption" if self.local else "alt-text")
         self.anchors = {group: f"g{place}" for place, group in enumerate(found.left)}
         env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         env.filters["n"] = charts.number
@@ -76,6 +77,7 @@ class Page:
             strip=self._strip(),
             largest=self._largest(), charts=self._charts(), words=SERIES, kept=kept, stages=stages, captions=self._captions(), kinds=self._kinds(),
             aucs=self._aucs(), curves=self._curves(), evaluations=self._evaluations(), yaml=self._recipe(), data=json_block(self._data()),
+            local=self.local, textless=found.kinds.without,
             bundled=[model for model in facts.models if model["bundled"]], images_left_out=self.thumbnails.left_out if self.thumbnails else 0,
         )  # fmt: skip
         return html.lstrip()
@@ -158,6 +160,8 @@ class Page:
         return {"rows": gallery.rows, "random": [self.cards.card(place) for place in gallery.random.places()], "nearest": nearest}
 
     def _captions(self) -> list[Card]:
+        if self.found.kinds.without >= self.facts.waterfall.kept:
+            return []
         return [self.cards.card(place) for place in self.found.kept.random.places()[:10]]
 
     def _kinds(self) -> dict[str, Kind]:

@@ -31,6 +31,8 @@ REASONS: dict[str, str] = {
     "low_clip": "Image and text do not fit: the score is below the limit.",
     "high_clip": "The score is above the limit; often the text is written in the image itself.",
     "low_mllm": "A multimodal model gave the pair a score below the limit.",
+    "low_trust": "The generated caption is trusted less than the recipe asks for.",
+    "bad_caption": "The generated caption has a fault that the recipe does not accept.",
     "contaminated": "The image is in an evaluation set, and training on it would spoil the measurement.",
     "balanced_out": "Its concept is common, and only some of its pairs were drawn.",
     "below_cut": "It did not rank among the share of rows that the recipe keeps.",
@@ -82,6 +84,8 @@ STAGES: dict[str, str] = {
     "download": "Fetches every image, checks that it is whole, and stores it.",
     "clip_score": "A model compares image and text: the better they fit, the higher the score.",
     "exact_dup": "Of rows with the same image, byte for byte, one stays and takes over the texts of the others.",
+    "near_dup": "Hashes every image by what it shows, and finds all pairs that look nearly the same.",
+    "dedup": "Of rows with the same or nearly the same image, one stays and takes over the texts of the others.",
     "select": "The last cut: conditions, lists of ids, and shares of all rows.",
     "corrupt": "Swaps the texts of some rows on purpose, so that scores can be put to the test.",
 }

@@ -130,11 +130,16 @@ def _stage_name(instance: str, stage: Any) -> str:
 
 def _scores_note(run: RunView) -> list[str]:
     used = {node.stage.model_name for node in run.chain.nodes if node.stage is not None and node.stage.uses_model}
-    bundled = sorted(name for name in used if name and str(run.chain.recipe.models[name].get("weights", "")).startswith(_BUNDLED))
+    models = run.chain.recipe.models
+    bundled = sorted(name for name in used if name and str(models[name].get("weights", "")).startswith(_BUNDLED))
+    fake = sorted(name for name in used if name and models[name]["kind"] == "fake")
+    told = ", ".join(f"`{name}`" for name in fake)
+    notes = [f"**What {told} says are made-up answers of a fake model, for tests. They mean nothing.**", ""] if fake else []
     if not bundled:
-        return []
+        return notes
     return [
-        f"**Scores and embeddings of {', '.join(f'`{name}`' for name in bundled)} come from the small model bundled with pairmill, which knows "
+        *notes,
+        f"**Scores, answers and embeddings of {', '.join(f'`{name}`' for name in bundled)} come from the small model bundled with pairmill, which knows "
         "nothing but its rendered demo world. They mean nothing for other images.**",
         "",
     ]

@@ -21,12 +21,14 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class NounPhrase:
-    """An optional determiner (a possessive too), adjectives, nouns of which the last is the head. `start`, `end`: its tokens."""
+    """An optional determiner (a possessive too), adjectives, nouns of which the last is the head. `start`, `end`: its tokens;
+    `lemma`, `tag`: dictionary form and C5 tag of the head."""
 
     determiner: str
     adjectives: tuple[str, ...]
     nouns: tuple[str, ...]
     lemma: str
+    tag: str
     start: int
     end: int
 
@@ -61,7 +63,7 @@ def chunk(tokens: list[Token]) -> list[NounPhrase]:
 def _phrase_at(tokens: list[Token], start: int) -> tuple[int, NounPhrase | None]:
     """The phrase that begins at a token and where it ends; (start, None) where none begins."""
     at, determiner, adjectives, nouns = start, "", [], []
-    lemma = ""
+    lemma = tag_name = ""
     while at < len(tokens):
         token = tokens[at]
         if is_web_word(token.text):
@@ -72,13 +74,13 @@ def _phrase_at(tokens: list[Token], start: int) -> tuple[int, NounPhrase | None]
             adjectives.append(token.text)
         elif token.kind == NOUN:
             nouns.append(token.text)
-            lemma = token.lemma
+            lemma, tag_name = token.lemma, token.tag
         else:
             break
         at += 1
     if not nouns:
         return start, None
-    return at, NounPhrase(determiner, tuple(adjectives), tuple(nouns), lemma, start, at)
+    return at, NounPhrase(determiner, tuple(adjectives), tuple(nouns), lemma, tag_name, start, at)
 
 
 def is_web_word(word: str) -> bool:

@@ -33,6 +33,7 @@ _PARTICIPLES: Final = frozenset({"VVN", "VVG", "VVD"})
 COLORS: Final = frozenset(
     "red orange yellow green cyan turquoise teal blue navy purple violet pink magenta brown beige tan white black gray grey maroon golden".split()
 )
+_ATTRIBUTES: Final = COLORS | frozenset("little medium polka-dot plaid tartan striped dotted spotted checked checkered patterned".split())
 _COMPOUNDS: Final = frozenset({("plus", "sign"), ("minus", "sign"), ("close", "up"), ("tic", "tac")})
 """Nouns whose first word is else a function word."""
 
@@ -84,8 +85,8 @@ def _tag_sentence(words: list[str]) -> list[Token]:
 
 
 def _mended(tokens: list[Token]) -> list[Token]:
-    """Three classes of errors: an unknown word is no function word; a colour before a noun or adjective is an adjective; so is a
-    participle between a determiner, adjective or number and a noun or adjective. And the few compounds of `_COMPOUNDS`."""
+    """Three classes of errors: an unknown word is no function word; a word of colour, pattern or size before a noun or adjective is an
+    adjective; so is a participle between a determiner, adjective or number and a noun or adjective. And the compounds of `_COMPOUNDS`."""
     known = _tagger().cache
     kinds = [NOUN if token.kind in _CLOSED and token.text.isalpha() and token.text not in known else token.kind for token in tokens]
     for at, (token, following) in enumerate(zip(tokens, tokens[1:], strict=False)):
@@ -93,9 +94,8 @@ def _mended(tokens: list[Token]) -> list[Token]:
             kinds[at] = kinds[at + 1] = NOUN
     for at in range(len(tokens) - 2, -1, -1):
         token, named_next = tokens[at], kinds[at + 1] in (NOUN, ADJECTIVE)
-        if named_next and token.text in COLORS:
-            kinds[at] = ADJECTIVE
-        elif named_next and token.tag in _PARTICIPLES and kinds[at] == VERB and at and kinds[at - 1] in (DETERMINER, ADJECTIVE, NUMBER):
+        led = at > 0 and kinds[at - 1] in (DETERMINER, ADJECTIVE, NUMBER)
+        if named_next and (token.text in _ATTRIBUTES or (led and kinds[at] == VERB and token.tag in _PARTICIPLES)):
             kinds[at] = ADJECTIVE
     return [Token(token.text, kind, token.tag, token.lemma) for token, kind in zip(tokens, kinds, strict=True)]
 

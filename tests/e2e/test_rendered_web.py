@@ -58,6 +58,7 @@ def test_rules_find_what_was_planted(web: tuple[World, WorldServer], unbroken: R
     exact += ("timeout", "not_an_image", "corrupt_image", "opted_out", "too_small", "aspect", "empty", "too_short", "boilerplate")
     for reason in exact:
         assert scores[reason].precision == 1 and scores[reason].recall == 1, scores[reason]
+    assert scores["near_dup"].precision == 1 and scores["near_dup"].right >= scores["near_dup"].planted - 1, scores["near_dup"]
     assert scores["low_clip"].precision > 0.8 and scores["low_clip"].recall > 0.8, scores["low_clip"]
 
 

@@ -42,6 +42,14 @@ def unit(rng: np.random.Generator, rows: int, width: int = 6) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
+def test_median_rank_counts_from_one_and_halves_between_two() -> None:
+    images = torch.eye(4)
+    near_first = torch.nn.functional.normalize(images[:1] + 0.5 * images, dim=-1)  # each text is nearest to image 0, then to its own
+    found = retrieval_recall(images, torch.stack([images[0], near_first[1], near_first[2], images[3]]), range(4))
+    assert found["text_to_image_median_rank"] == 1.5  # ranks 1, 2, 2, 1
+    assert found["image_to_text_median_rank"] == 1.0
+
+
 @pytest.mark.parametrize("images", [40, 1100])  # the second crosses a block
 def test_recall_equals_loops_with_several_captions(images: int) -> None:
     rng = np.random.default_rng(images)

@@ -142,3 +142,29 @@ def photos() -> list[Path]:
     found = sorted(Path(folder, "photos_open").rglob("*.jpg"))
     assert found, f"{folder}/photos_open holds no photos"
     return found
+
+
+@pytest.fixture(scope="session")
+def tiny_mllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen2-VL made from a config."""
+    pytest.importorskip("transformers")
+    from tests.stages.models.tiny_qwen2_vl import save_tiny_qwen2_vl
+
+    return save_tiny_qwen2_vl(tmp_path_factory.mktemp("mllm") / "tiny-qwen2-vl")
+
+
+@pytest.fixture(scope="session")
+def vllm_spec(tiny_mllm: Path) -> dict[str, Any]:
+    """Entry of a models table for the one vLLM of a test run: runs in this process that name it share its engine."""
+    pytest.importorskip("vllm")
+    options = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "processor_cache_gb": 0.25}
+    return {"kind": "vllm", "weights": str(tiny_mllm), **options}
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_spec: dict[str, Any]) -> Iterator[str]:
+    """URL of vLLM's own OpenAI server, put before the engine that the other tests use; its model is called 'served'."""
+    from tests.stages.models.vllm_serving import serving
+
+    with serving(vllm_spec) as url:
+        yield url

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from stages import prompts
+from stages.pretrain.checkpoint import fsync_folder
 from stages.pretrain.errors import TrainError
 from stages.pretrain.nets.word_tokenizer import IMAGE, PAD, TURN_END, VIDEO, VISION_END, VISION_START, word_tokenizer
 
-HEADS_NAME = "training_heads.safetensors"
+# in a folder of their own: vLLM takes every safetensors file beside config.json for weights of the model
+HEADS_NAME = "training/heads.safetensors"
 _VOCABULARIES = Path(__file__).parent.parent / "recipes"
 _MODEL_KEYS = ("image_size", "vocabulary", "text", "vision", "image_heads", "claim_head")
 
@@ -57,6 +63,20 @@ class Mllm(nn.Module):
         return out.last_hidden_state
 
 
+def _float32_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in float32 also under autocast: on a CPU the backward pass of PyTorch's bfloat16 attention takes several times
+    as long as that of float32, while the matrix products beside it are twice as fast."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    with torch.autocast("cpu", enabled=False):
+        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
+    return out.to(query.dtype), None
+
+
 class _FlatPatchEmbed(nn.Module):
     """Qwen2-VL's patch embedding as the matrix product that it is: a convolution whose kernel covers its whole input is
     several times slower on a CPU. Parameters keep their names."""
@@ -84,12 +104,13 @@ def patchify(images: torch.Tensor, patch: int, merge: int) -> tuple[torch.Tensor
 def build_mllm(model_cfg: dict[str, Any]) -> Mllm:
     """A randomly initialised Qwen2-VL with its processor.
 
-    `model_cfg`: `image_size` (pixels, square), `vocabulary` (name of a list that comes with the package or path of a text
+    `model_cfg`: `image_size` (pixels, square), `vocabulary` (name of a list that comes with the package, or path of a text
     file, one word a line), `text` and `vision` (transformers' Qwen2VLTextConfig and Qwen2VLVisionConfig), and for the
     training-only heads `image_heads` and `claim_head`.
     Raises TrainError for an unknown key or sizes that do not fit.
     """
-    from transformers import Qwen2VLForConditionalGeneration
+    from transformers import AttentionInterface, AttentionMaskInterface, Qwen2VLForConditionalGeneration
+    from transformers.masking_utils import sdpa_mask
 
     for key in model_cfg:
         if key not in _MODEL_KEYS:
@@ -105,6 +126,9 @@ def build_mllm(model_cfg: dict[str, Any]) -> Mllm:
         if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=(parameter[0].numel()) ** -0.5 * 0.8)
     net.generation_config.update(eos_token_id=config.text_config.eos_token_id, pad_token_id=config.text_config.pad_token_id, bos_token_id=None, do_sample=False)
+    AttentionInterface.register("float32_sdpa", _float32_attention)
+    AttentionMaskInterface.register("float32_sdpa", sdpa_mask)
+    net.set_attn_implementation("float32_sdpa")
     net.model.visual.patch_embed = _FlatPatchEmbed(net.model.visual.patch_embed.proj)
     return Mllm(net, make_processor(tokenizer, config, model_cfg["image_size"]), model_cfg)
 
@@ -151,11 +175,27 @@ def make_processor(tokenizer: Any, config: Any, image_size: int) -> Any:
 def save_mllm(model: Mllm, folder: Path, heads: bool = True) -> None:
     """Write model (float16), processor and generation config into `folder`; transformers and vLLM load it.
 
-    `heads`: also the training-only heads, from which a further training can go on.
+    `heads`: also the training-only heads, from which a further training can go on. The folder appears complete or not at
+    all; an earlier one is replaced. Raises TrainError where the disk refuses.
     """
-    from safetensors.torch import save_file
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        _write(model, beside, heads)
+        for path in beside.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+        fsync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise TrainError(f"cannot write the export {folder}: {error}") from error
 
-    folder.mkdir(parents=True, exist_ok=True)
+
+def _write(model: Mllm, folder: Path, heads: bool) -> None:
     state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.net.state_dict().items()}
     model.net.save_pretrained(folder, state_dict=state)
     model.processor.save_pretrained(folder)
@@ -165,12 +205,12 @@ def save_mllm(model: Mllm, folder: Path, heads: bool = True) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if heads:
         kept = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items() if not name.startswith("net.")}
+        (folder / HEADS_NAME).parent.mkdir(exist_ok=True)
         save_file(kept, folder / HEADS_NAME)
 
 
 def load_weights(model: Mllm, folder: Path) -> None:
     """Start `model` from what `save_mllm` wrote. Raises TrainError where the weights do not fit."""
-    from safetensors.torch import load_file
     from transformers import Qwen2VLForConditionalGeneration
 
     if not (folder / "config.json").is_file():

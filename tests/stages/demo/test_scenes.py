@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.demo.backgrounds import BACKGROUNDS
-from stages.demo.scenes import COLORS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene, SceneObject, draw_scene, render
+from stages.demo.scenes import COLORS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene, SceneObject, draw_scene, object_boxes, render
 from stages.demo.streams import STREAM_LENGTH, STREAMS, seed_for
 
 SCENES = [draw_scene(seed) for seed in range(600)]
@@ -102,3 +102,24 @@ def test_streams_are_disjoint_ranges() -> None:
 def test_a_seed_outside_its_stream_is_refused(stream: str, index: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         seed_for(stream, index)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_box_of_an_object_ends_where_its_pixels_end(shape: str, size: int) -> None:
+    for seed, position in enumerate(POSITIONS):
+        scene = one_object(seed, "gray", shape=shape, position=position, size=list(SIZES)[seed % 3])
+        image = render(scene, size).astype(int)
+        differs = np.abs(image - np.median(image.reshape(-1, 3), axis=0)).max(axis=2) > 45
+        rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
+        found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        assert np.abs(found - object_boxes(scene, size)[0] * size).max() <= 1.5, (shape, position, found)
+
+
+def test_boxes_of_a_scene_stand_in_the_order_of_its_objects_and_never_touch() -> None:
+    for scene in SCENES[:100]:
+        boxes = object_boxes(scene)
+        assert boxes.shape == (len(scene.objects), 4) and (boxes >= 0).all() and (boxes <= 1).all()
+        for item, (left, top, right, bottom) in zip(scene.objects, boxes, strict=True):
+            row, column = item.cell
+            assert column / 3 - 0.01 <= left < right <= (column + 1) / 3 + 0.01 and row / 3 - 0.01 <= top < bottom <= (row + 1) / 3 + 0.01

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from stages.images import addresses, web_client
+from stages.images import addresses, event_loop, web_client
 from stages.images.fetch import Fetched, FetchOptions, fetch_all
 
 BODY = b"some bytes of an image"
+LOOPS = {asyncio.new_event_loop, event_loop.new_event_loop}  # the second is uvloop's where that is installed
 
 
 def get(urls: list[str | None], **options: object) -> list[Fetched]:
@@ -47,6 +48,24 @@ def test_gives_body_status_and_type(web: Any) -> None:
     assert (result.body, result.status, result.content_type) == (BODY, 200, "image/jpeg; charset=utf-99")
     assert result.failure is None and result.url == web.url("/a")
     assert b"user-agent: mozilla/5.0 (compatible; pairmill" in web.heads["/a"].lower()
+
+
+def test_large_bodies_that_arrive_side_by_side_are_not_mixed_up(web: Any) -> None:
+    """Buffers serve one body after the other: each must be whole for as long as its row is handled, also where that waits."""
+    bodies = {f"/{n}": bytes([n]) * (200_000 + 40_000 * n) for n in range(8)}
+    web.answers |= {path: web.http(body) for path, body in bodies.items()}
+    paths = [f"/{n % 8}" for n in range(80)]
+    found: dict[int, bool] = {}
+
+    async def handle(result: Fetched) -> None:
+        await asyncio.sleep(0.002 * (result.row % 5))
+        found[result.row] = result.body == bodies[paths[result.row]]
+
+    for make_loop in LOOPS:
+        found.clear()
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(fetch_all([web.url(path) for path in paths], FetchOptions(allow_private=True, retries=0), handle))
+        assert found == dict.fromkeys(range(80), True)
 
 
 def test_body_without_length_is_read_to_the_end(web: Any) -> None:

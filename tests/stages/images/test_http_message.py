@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from stages.images.buffers import Buffers
 from stages.images.http_client import Connection, HttpClient
 from stages.images.http_message import Answer, BadResponse, parse_head
 from stages.images.resolver import Resolver
@@ -29,7 +30,7 @@ def take(data: bytes, step: int, limit: int = 100_000, end: bool = False) -> tup
     """The answer that a connection makes of `data` when it comes in pieces of `step` bytes, and whether it may be used again."""
 
     async def feed() -> tuple[Answer | Exception, bool]:
-        connection = Connection(bytearray(1 << 18), lambda _: None)
+        connection = Connection(Buffers(), lambda _: None)
         connection.connection_made(Transport())
         waiting = connection.ask(b"", lambda head: limit)
         at = 0

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.images.decode import decode
 from stages.images.header import ImageError, read_header
-from stages.images.normalize import ImageRules, normalize, resize_target
+from stages.images.normalize import ImageRules, normalize, resize_target, shrink
 
 
 def saved(image: Image.Image, format: str, **options: object) -> bytes:
@@ -83,6 +83,15 @@ def test_lossless_resize_equals_the_reference_exactly() -> None:
         for size in (50, 200):
             image = normalize(data, ImageRules(resize_mode=mode, image_size=size, encode_format="png", encode_quality=1))
             assert (decode(image.data) == reference(data, mode, size)).all(), (mode, size)
+
+
+def test_shrinking_by_way_of_floats_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = rng.integers(3, 400, 2)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        target = tuple(int(max(1, side // rng.uniform(1, 6))) for side in (width, height))
+        assert (shrink(pixels, target) == cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)).all(), (pixels.shape, target)
 
 
 def test_border_is_white_and_centred(jpeg: Callable[..., bytes]) -> None:

@@ -18,7 +18,7 @@ WORDS = "a the red blue green small large dog cat circle square on grass next to
 def make_tokenizer() -> object:
     """A byte-level BPE: any text has tokens, 0 to 100 are one token each, Qwen2-VL's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -26,7 +26,7 @@ def make_tokenizer() -> object:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=sorted(alphabet), special_tokens=SPECIALS, show_progress=False)
     made.train_from_iterator([WORDS] * 20 + [str(number) for number in range(101)] * 50, trainer)
-    return Qwen2TokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIALS[1:], chat_template=TEMPLATE
     )
 

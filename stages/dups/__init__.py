@@ -1,0 +1,1 @@
+"""Duplicates: pairs of near hashes, components, and the one row of each that stays."""

@@ -1,0 +1,113 @@
+"""Perceptual hashes of decoded pixels: PDQ (256 bits, by pdqhash) and a DCT pHash (64 bits), each with how much there is to see.
+
+The picture is first brought to 512 x 512 pixels, as PDQ's authors advise: its filter works in whole pixels, so that two sizes of one photo would
+differ by up to 50 bits without. Neither hash keeps the aspect.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+WORKING_SIDE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHashes:
+    """Hashes as bytes, most significant bit first: `phash` (8) and, where asked for, `pdq` (32).
+
+    quality: 0 (flat) to 100, how much there is to see. `phash_turned`, `pdq_turned`: hashes of the mirrored and rotated picture, one behind another.
+    """
+
+    phash: bytes
+    quality: int
+    pdq: bytes | None = None
+    pdq_quality: int | None = None
+    phash_turned: bytes = b""
+    pdq_turned: bytes = b""
+
+
+def has_pdq() -> bool:
+    """Whether the library that computes PDQ is installed."""
+    return importlib.util.find_spec("pdqhash") is not None
+
+
+def hash_image(pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, rotated: bool = False) -> ImageHashes:
+    """Hashes of pixels uint8 [H, W, 3] RGB. mirrored: also of the left-right mirror image; rotated: also of the picture turned by 90, 180 and
+    270 degrees; both: of all seven other copies. Raises ImportError where pdq is asked for and pdqhash is not installed.
+    """
+    pixels = square(pixels)
+    coefficients = _low_frequencies(pixels)
+    turns = _turns(mirrored, rotated)
+    phash, turned = _bits(coefficients), b"".join(_bits(_turn(coefficients, *turn)) for turn in turns)
+    quality = picture_quality(pixels)
+    if not pdq:
+        return ImageHashes(phash, quality, phash_turned=turned)
+    import pdqhash
+
+    vector, pdq_quality = pdqhash.compute(pixels)
+    # The library's own turned hashes are approximate (30 to 50 bits off on photos), so the turned pixels are hashed.
+    pdq_turned = b"".join(_packed(pdqhash.compute(_turned_pixels(pixels, *turn))[0]) for turn in turns)
+    return ImageHashes(phash, quality, _packed(vector), int(pdq_quality), turned, pdq_turned)
+
+
+def _packed(vector: np.ndarray) -> bytes:
+    return np.packbits(np.asarray(vector, np.uint8)).tobytes()
+
+
+def square(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as WORKING_SIDE x WORKING_SIDE: sides are averaged down by area, or enlarged linearly."""
+    for axis in (0, 1):
+        size = pixels.shape[axis]
+        shape = (WORKING_SIDE, pixels.shape[0]) if axis else (pixels.shape[1], WORKING_SIDE)
+        if size != WORKING_SIDE:
+            pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA if size > WORKING_SIDE else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(pixels)
+
+
+def picture_quality(pixels: np.ndarray) -> int:
+    """0 to 100 by PDQ's formula (Facebook 2019, The TMK+PDQF video-hashing algorithm and the PDQ image-hashing algorithm): the steps between
+    neighbours of a 64 x 64 grey picture in percent of full scale, each cut to whole numbers, summed and divided by 90."""
+    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+    steps = sum(int(np.trunc(np.abs(np.diff(grey, axis=axis)) * (100 / 255)).sum()) for axis in (0, 1))
+    return min(100, steps // 90)
+
+
+def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
+    """DCT coefficients 1 to 8 both ways (float32 [8, 8], rows are vertical frequencies) of the 32 x 32 grey picture: pHash of Zauner 2010, section 3.2.1."""
+    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    return cv2.dct(grey.astype(np.float32))[1:9, 1:9]
+
+
+def _bits(coefficients: np.ndarray) -> bytes:
+    """One bit per coefficient, row by row: above the median of the 64."""
+    return np.packbits(coefficients > np.median(coefficients)).tobytes()
+
+
+# A turned copy as (transpose, flip left-right, flip top-bottom), the flips after the transpose.
+_Turn = tuple[bool, bool, bool]
+_MIRRORED: tuple[_Turn, ...] = ((False, True, False),)
+_ROTATED: tuple[_Turn, ...] = ((True, False, True), (False, True, True), (True, True, False))
+_BOTH: tuple[_Turn, ...] = (*_MIRRORED, *_ROTATED, (False, False, True), (True, False, False), (True, True, True))
+
+
+def _turns(mirrored: bool, rotated: bool) -> tuple[_Turn, ...]:
+    return _BOTH if mirrored and rotated else _MIRRORED if mirrored else _ROTATED if rotated else ()
+
+
+def _turned_pixels(pixels: np.ndarray, transpose: bool, left_right: bool, top_bottom: bool) -> np.ndarray:
+    turned = pixels.transpose(1, 0, 2) if transpose else pixels
+    return np.ascontiguousarray(turned[:: -1 if top_bottom else 1, :: -1 if left_right else 1])
+
+
+def _turn(coefficients: np.ndarray, transpose: bool, left_right: bool, top_bottom: bool) -> np.ndarray:
+    """Coefficients of the turned picture: mirroring changes the sign of the odd frequencies of its direction."""
+    turned = coefficients.T.copy() if transpose else coefficients.copy()
+    if left_right:
+        turned[:, ::2] *= -1  # column 0 is frequency 1
+    if top_bottom:
+        turned[::2] *= -1
+    return turned

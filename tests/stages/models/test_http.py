@@ -1,0 +1,220 @@
+"""Kind http: against a server on loopback that fails in every way, and against vLLM's own OpenAI server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from pipeline.errors import Fatal, RecipeError
+from pipeline.models import local_model
+from schemas.outcome import Failure, FailureCode
+from stages.models import http as kind
+from stages.models.protocols import ChatAnswer
+from tests.stages.models.asking_images import request
+
+ANSWER = {"choices": [{"message": {"content": "a red dog"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 4, "prompt_tokens": 50}}
+
+
+class ChatServer:
+    """Answers POST /v1/chat/completions by `answer(body, number of this request)`; keeps bodies, headers, times and the most at a time."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[dict[str, Any], int], web.Response] = lambda body, number: web.json_response(ANSWER)
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.most = self.now = 0
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(10)
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    async def _start(self) -> int:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/v1/chat/completions", self._serve)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        return self.runner.addresses[0][1]
+
+    async def _serve(self, asked: web.Request) -> web.Response:
+        body = await asked.json()
+        self.bodies.append(body)
+        self.headers.append(dict(asked.headers))
+        self.times.append(time.monotonic())
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0.02)
+            return self.answer(body, len(self.bodies))
+        finally:
+            self.now -= 1
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    made = ChatServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def load() -> Iterator[Callable[..., kind.HttpChat]]:
+    made: list[kind.HttpChat] = []
+
+    def make(url: str, **options: Any) -> kind.HttpChat:
+        made.append(kind.load({"kind": "http", "url": url, "name": "tiny", **options}))
+        return made[-1]
+
+    yield make
+    for chat in made:
+        chat.close()
+
+
+def error(status: int, message: str, **headers: str) -> web.Response:
+    return web.json_response({"error": {"message": message}}, status=status, headers=headers)
+
+
+def test_request_holds_system_text_image_and_text_in_this_order(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    one = request(3, "what is it?", temperature=0.5, top_p=0.9, seed=7)
+    assert load(server.url).chat([one]) == [ChatAnswer("a red dog", 4, "stop", 50)]
+    body = server.bodies[0]
+    assert [message["role"] for message in body["messages"]] == ["system", "user"] and body["messages"][0]["content"] == "a system text"
+    image, text = body["messages"][1]["content"]
+    assert text == {"type": "text", "text": "what is it?"}
+    sent = Image.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))))
+    assert (np.asarray(sent) == one.image).all()
+    assert (body["temperature"], body["top_p"], body["seed"], body["max_tokens"], body["model"]) == (0.5, 0.9, 7, 12, "tiny")
+
+
+def test_at_most_so_many_requests_at_a_time(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    load(server.url, concurrency=3).chat([request(at, side=(8, 8)) for at in range(20)])
+    assert server.most == 3 and len(server.bodies) == 20
+
+
+def test_rate_limit_is_kept(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    load(server.url, requests_per_minute=1200).chat([request(at, side=(8, 8)) for at in range(8)])
+    assert server.times[-1] - server.times[0] >= 7 * 0.05 - 0.02
+
+
+def test_what_may_pass_is_tried_again_and_retry_after_is_kept(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    def answer(body: dict[str, Any], number: int) -> web.Response:
+        if number == 1:
+            return error(429, "slow down", **{"Retry-After": "0.3"})
+        return error(503, "later", **{"Retry-After": "0"}) if number == 2 else web.json_response(ANSWER)
+
+    server.answer = answer
+    assert load(server.url).chat([request()])[0].text == "a red dog"
+    assert len(server.bodies) == 3 and server.times[1] - server.times[0] >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "told", "asked"),
+    [
+        (lambda body, n: error(429, "quota", **{"Retry-After": "0"}), FailureCode.RATE_LIMITED, "HTTP 429: quota", 3),
+        (lambda body, n: error(500, "broken", **{"Retry-After": "0"}), FailureCode.HTTP_5XX, "HTTP 500: broken", 3),
+        (lambda body, n: error(400, "maximum context length is 64"), FailureCode.MODEL_ERROR, "HTTP 400: maximum context length is 64", 1),
+        (lambda body, n: web.json_response({"choices": []}), FailureCode.BAD_RESPONSE, "no answer in", 1),
+        (lambda body, n: web.json_response([1]), FailureCode.BAD_RESPONSE, "no answer in", 1),
+    ],
+)
+def test_trouble_with_one_request_is_its_failure(
+    server: ChatServer, load: Callable[..., kind.HttpChat], answer: Any, code: FailureCode, told: str, asked: int
+) -> None:
+    server.answer = answer
+    found = load(server.url, retries=2).chat([request()])[0]
+    assert isinstance(found, Failure) and found.code == code and told in found.detail and len(server.bodies) == asked
+
+
+def test_one_bad_request_leaves_the_others_alone(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    server.answer = lambda body, n: error(400, "no") if "poison" in json.dumps(body["messages"]) else web.json_response(ANSWER)
+    found = load(server.url).chat([request(0), request(1, "poison"), request(2)])
+    assert [isinstance(one, Failure) for one in found] == [False, True, False]
+
+
+def test_refusals_and_cut_answers_are_told_apart(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    endings = [("content_filter", {}), ("length", {}), ("stop", {"refusal": "I will not."})]
+
+    def answer(body: dict[str, Any], number: int) -> web.Response:
+        ended, more = endings[number - 1]
+        return web.json_response({"choices": [{"message": {"content": "text", **more}, "finish_reason": ended}]})
+
+    server.answer = answer
+    chat = load(server.url)
+    assert [chat.chat([request()])[0].finish_reason for _ in endings] == ["refused", "length", "refused"]
+
+
+def test_numbers_come_from_the_first_tokens_told(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    top = [{"token": "87", "logprob": np.log(0.5)}, {"token": " 87", "logprob": np.log(0.1)}, {"token": "9", "logprob": np.log(0.2)}]
+    top += [{"token": "a", "logprob": -1.0}, {"token": "101", "logprob": -1.0}, {"token": "²", "logprob": -1.0}]
+    choice = {"message": {"content": "87"}, "finish_reason": "length", "logprobs": {"content": [{"top_logprobs": top}]}}
+    server.answer = lambda body, n: web.json_response({"choices": [choice]})
+    assert load(server.url).chat([request(numbers=True)])[0].numbers == pytest.approx({87: 0.6, 9: 0.2})
+    assert server.bodies[0]["logprobs"] is True
+
+
+def test_yes_is_weighed_against_no_among_the_first_tokens_told(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    top = [{"token": "Yes", "logprob": np.log(0.5)}, {"token": " yes", "logprob": np.log(0.1)}, {"token": "no", "logprob": np.log(0.2)}]
+    choice = {"message": {"content": "Yes"}, "finish_reason": "stop", "logprobs": {"content": [{"top_logprobs": top}]}}
+    server.answer = lambda body, n: web.json_response({"choices": [choice]})
+    assert load(server.url).chat([request(yes_no=True)])[0].yes == 0.75
+    assert server.bodies[0]["logprobs"] is True
+
+
+def test_key_comes_from_the_environment_and_stands_in_no_message(
+    server: ChatServer, load: Callable[..., kind.HttpChat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "sk-" + "s3cretkey" * 4
+    monkeypatch.setenv("MY_KEY", secret)
+    load(server.url, key_env="MY_KEY").chat([request()])
+    assert server.headers[0]["Authorization"] == f"Bearer {secret}"
+    server.answer = lambda body, n: error(401, f"bad header Authorization: Bearer {secret}")
+    with pytest.raises(Fatal, match="MY_KEY") as refused:
+        load(server.url, key_env="MY_KEY").chat([request()])
+    assert "s3cretkey" not in str(refused.value)
+
+
+def test_a_server_that_is_not_there_stops_the_run(load: Callable[..., kind.HttpChat]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(Fatal, match="cannot be reached.*start the server"):
+        load(url, retries=0).chat([request()])
+
+
+def test_wrong_specs_are_refused() -> None:
+    with pytest.raises(RecipeError, match="needs `url`"):
+        kind.identity({"kind": "http", "name": "x"})
+    with pytest.raises(RecipeError, match="no option 'api_key'"):
+        kind.identity({"kind": "http", "name": "x", "url": "http://h", "api_key": "k"})
+    assert kind.identity({"kind": "http", "name": "x", "url": "http://h"}) == kind.identity({"kind": "http", "name": "x", "url": "http://other", "retries": 1})
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllms_own_server_gives_the_engines_answers(vllm_spec: dict[str, Any], vllm_server: str, load: Callable[..., kind.HttpChat]) -> None:
+    engine = local_model(vllm_spec).model
+    requests = [request(at, f"describe {at}") for at in range(6)]
+    served = load(vllm_server, name="served").chat(requests)
+    assert [answer.text for answer in served] == [answer.text for answer in engine.chat(requests)]
+    assert [answer.prompt_tokens for answer in served] == [answer.prompt_tokens for answer in engine.chat(requests)]
+    assert load(vllm_server, name="served").chat([request(0, choices=("yes", "no"))])[0].text in ("yes", "no")
+    found = load(vllm_server, name="served").chat([request(0, "dog " * 2000), request(1)])
+    assert isinstance(found[0], Failure) and found[0].code == FailureCode.MODEL_ERROR and "context length" in found[0].detail
+    assert isinstance(found[1], ChatAnswer)
