@@ -4,7 +4,7 @@ Every (photo, caption) of 4,500 photos of PAIRMILL_TEST_DATA/flickr8k_train is o
 bad image and near duplicate of the data folder is mixed in; the texts of 30 % of the rows are swapped by the stage `corrupt`. Two CLIPs trained on
 one half of the noisy rows each score the half that they did not see. All trainings have the same steps and begin from random weights.
 Stopped and started again it goes on: each finished step leaves a JSON file in OUT/steps.
-Run: python tests/bench/real_input.py --out FOLDER [--seeds 3] [--photos 4500 --steps 1600]
+Run: python tests/bench/real_input.py --out FOLDER [--seeds 3] [--photos 4500 --steps 1200]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS = ("image_to_text", "text_to_image")
 MEASURES = tuple(f"{way}_{what}" for way in WAYS for what in ("recall@1", "recall@5", "recall@10", "median_rank"))
 TOWERS = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
 }
 
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--photos", type=int, default=4500, help="photos to curate")
     parser.add_argument("--held-out", type=int, default=500, help="photos to measure on")
-    parser.add_argument("--steps", type=int, default=1600, help="steps of a training; those of a half take half as many")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of a training; those of a half take half as many")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
