@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -93,9 +94,11 @@ def served(out: Path) -> Iterator[None]:
     try:
         for _ in range(100):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if server.poll() is None and probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
+        if server.poll() is not None:
+            raise SystemExit(f"port {port}, which the URLs of this folder name, is taken by another program; end it, or begin in a new folder")
         yield
     finally:
         server.terminate()
@@ -217,6 +220,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     data = os.environ.get("PAIRMILL_TEST_DATA")
     if not data or not Path(data, "flickr8k_train").is_dir():
         print("PAIRMILL_TEST_DATA names no folder with flickr8k_train, bad_images and near_dups in it", file=sys.stderr)
