@@ -4,7 +4,7 @@ Every (photo, caption) of 4,500 photos of PAIRMILL_TEST_DATA/flickr8k_train is o
 bad image and near duplicate of the data folder is mixed in; the texts of 30 % of the rows are swapped by the stage `corrupt`. Two CLIPs trained on
 one half of the noisy rows each score the half that they did not see. All trainings have the same steps and begin from random weights.
 Stopped and started again it goes on: each finished step leaves a JSON file in OUT/steps.
-Run: python tests/bench/real_input.py --out FOLDER [--seeds 3] [--photos 4500 --steps 1600]
+Run: python tests/bench/real_input.py --out FOLDER [--seeds 3] [--photos 4500 --steps 1200]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -42,7 +43,7 @@ WAYS = ("image_to_text", "text_to_image")
 MEASURES = tuple(f"{way}_{what}" for way in WAYS for what in ("recall@1", "recall@5", "recall@10", "median_rank"))
 TOWERS = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
 }
 
@@ -93,9 +94,11 @@ def served(out: Path) -> Iterator[None]:
     try:
         for _ in range(100):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if server.poll() is None and probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
+        if server.poll() is not None:
+            raise SystemExit(f"port {port}, which the URLs of this folder name, is taken by another program; end it, or begin in a new folder")
         yield
     finally:
         server.terminate()
@@ -213,10 +216,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--photos", type=int, default=4500, help="photos to curate")
     parser.add_argument("--held-out", type=int, default=500, help="photos to measure on")
-    parser.add_argument("--steps", type=int, default=1600, help="steps of a training; those of a half take half as many")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of a training; those of a half take half as many")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     data = os.environ.get("PAIRMILL_TEST_DATA")
     if not data or not Path(data, "flickr8k_train").is_dir():
         print("PAIRMILL_TEST_DATA names no folder with flickr8k_train, bad_images and near_dups in it", file=sys.stderr)
