@@ -17,7 +17,7 @@ from pipeline.errors import Fatal
 from pipeline.registry import nearest
 from pipeline.stage import Context, Params, Row, Stage, Values
 from schemas.outcome import Failure
-from stages.caption_check import stored_cosine
+from stages.stored_embeddings import stored_cosine
 
 
 class BestCaptionParams(Params):

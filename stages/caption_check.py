@@ -25,8 +25,8 @@ from pydantic import Field
 from pipeline.errors import Fatal
 from pipeline.stage import Context, Params, Row, Stage, Values, decides
 from schemas.outcome import Drop, Failure, Reason
-from stages import prompts
-from stages.caption import clip_tokens
+from stages import caption, prompts
+from stages.stored_embeddings import stored_cosine
 from stages.text.assertions import Richness, richness
 from stages.text.caption_signs import COPIED_WORDS, assistant_phrase, copied_words, has_loop, is_cut_off, refusal_phrase, repeated_share, words_of
 from stages.text.language import CANDIDATES, identify
@@ -140,7 +140,7 @@ class CaptionCheck(Stage):
         found = richness(text) if language == "en" or len(set(words)) < _MIN_WORDS_FOR_LANGUAGE else None
         n_tokens = row[f"{self.params.of}.n_tokens"]
         values: dict[str, Any] = {
-            "n_tokens": clip_tokens(text) if n_tokens is None else n_tokens,
+            "n_tokens": caption.clip_tokens(text) if n_tokens is None else n_tokens,
             **_counts(found),
             "repeated": repeated_share(words),
             "lang": language,
@@ -196,20 +196,6 @@ class CaptionCheck(Stage):
             evidence.append(float(np.clip((values["s_xc"] - low) / (high - low), 0, 1)))
         form = 0.5 if "cut_off" in flags else 1.0
         return round(form * (sum(evidence) / len(evidence) if evidence else 0.5), 4)
-
-
-def stored_cosine(stored: bytes | None, embedding: np.ndarray, where: str) -> float | None:
-    """Cosine of an embedding as stored (the bytes of float16 [D]) and a new one of unit length [D], rounded to 1e-4; None where none is stored.
-
-    Raises Fatal, beginning with `where`, for embeddings of different width: they are of different models.
-    """
-    if stored is None:
-        return None
-    unit = np.frombuffer(stored, np.float16).astype(np.float64)
-    if len(unit) != len(embedding):
-        raise Fatal(f"{where} gives embeddings of {len(embedding)} numbers, the stored ones have {len(unit)}; name the model of the clip_score stage")
-    unit /= max(float(np.linalg.norm(unit)), 1e-12)  # rounding to float16 changed its length
-    return round(float(unit @ embedding.astype(np.float64)), 4)
 
 
 def _counts(found: Richness | None) -> dict[str, int | None]:

@@ -16,17 +16,9 @@ from stages.claims import Claims, parse_answer
 from stages.demo.image_bytes import encode
 from stages.models import fake
 from stages.models.protocols import ChatAnswer
+from tests.stages.asked_rows import Bytes
 
-
-class Stored:
-    def __init__(self, data: bytes):
-        self.data = data
-
-    def read(self) -> bytes:
-        return self.data
-
-
-IMAGE = Stored(encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), "jpg"))
+IMAGE = Bytes(encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), "jpg"))
 CTX = Context("claims", 0, model=LocalModel(fake.load({"kind": "fake"})))
 
 
