@@ -83,7 +83,7 @@ class Decoders:
         return self.submit(task_bytes("fit", max_pixels=max_pixels), data, _array)
 
     def hashes(self, data: bytes, pixel_limit: int = DEFAULT_PIXEL_LIMIT, **wanted: bool) -> Future[dict[str, Any] | Failure]:
-        """Columns of `near_dup`, see `stages.images.hashes.hash_image`."""
+        """Columns of `image_hash`, see `stages.images.hashes.hash_image`."""
         return self.submit(task_bytes("hashes", pixel_limit=pixel_limit, **wanted), data, _hash_columns)
 
     def decode_pixels(self, images: Iterable[bytes], **options: int) -> list[np.ndarray | Failure]:

@@ -154,7 +154,7 @@ def test_turned_copies_are_joined_where_asked_for() -> None:
         row(flipped(mirror[0], 5), turned=flipped(BASE, 7).to_bytes(8, "big")),  # a mirrored copy, one bit off
         row(mirror[1], turned=mirror[2].to_bytes(8, "big")),
     ]
-    pairs, found, _ = both(rows, near={"mirrored": True})
+    pairs, found, _ = both(rows, near={})
     assert pairs[0]["pairs"] == [{"part": 0, "row": 1, "distance": 1}]
     assert [one["dup_component"] is None for one in found] == [False, False, True]
     assert sorted(one["distance"] for one in found if one["dup_of"]) == [1]
@@ -168,7 +168,7 @@ def test_turned_pairs_are_those_of_plain_loops() -> None:
         near = flipped(bases[at % 40], *draw.choice(64, 3, replace=False).tolist())
         turned = b"".join(flipped(bases[(at + k) % 40], *draw.choice(64, 2, replace=False).tolist()).to_bytes(8, "big") for k in (1, 2, 5))
         rows.append(row(near, turned=turned))
-    pairs, _, _ = both(rows, near={"rotated": True, "search_distance": 7})
+    pairs, _, _ = both(rows, near={"search_distance": 7})
     wanted = set()
     for a in range(120):
         for b in range(a + 1, 120):
@@ -211,7 +211,5 @@ def test_components_do_not_depend_on_how_the_rows_are_cut_into_parts() -> None:
 def test_a_recipe_that_cannot_work_says_so() -> None:
     with pytest.raises(RecipeError, match="put `dedup` here"):
         ExactDup(ExactDup.Params()).check({"near_evidence": NEAR})
-    with pytest.raises(RecipeError, match="set by: phash"):
-        NearDup(NearDup.Params(pdq=False)).check({})
     with pytest.raises(RecipeError, match="less than half"):
-        NearDup(NearDup.Params(pdq=False, by="phash", search_distance=32)).check({})
+        NearDup(NearDup.Params(by="phash", search_distance=32)).check({})

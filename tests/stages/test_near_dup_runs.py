@@ -33,11 +33,11 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def ran(folder: Path, out: Path, near: dict, dedup: dict) -> RunResult:
+def ran(folder: Path, out: Path, near: dict, dedup: dict, pdq: bool = False) -> RunResult:
     data = {
         "name": "near",
         "input": {"kind": "image_folder", "folder": str(folder), "rows_per_part": 4},
-        "stages": ["read_images", {"near_dup": {"pdq": False, "by": "phash", **near}}, {"dedup": dedup}],
+        "stages": ["read_images", {"image_hash": {"pdq": pdq}}, {"near_dup": {"by": "phash", **near}}, {"dedup": dedup}],
     }
     return run(build_recipe(data), out, RunOptions(executor="local", jobs=False))
 
@@ -65,7 +65,7 @@ def test_copies_go_and_the_largest_picture_stays(folder: Path, tmp_path: Path) -
 
 def test_a_moved_distance_computes_no_hash_and_gives_what_a_fresh_run_gives(folder: Path, tmp_path: Path) -> None:
     first = ran(folder, tmp_path / "run", {}, {})
-    assert first.tally.computed["near_dup"] == 11
+    assert first.tally.computed["image_hash"] == 11
     for distance in (0, 12, 3):
         moved = ran(folder, tmp_path / "run", {}, {"max_distance": distance})
         assert sum(moved.tally.computed.values()) == 0
@@ -78,7 +78,7 @@ def test_a_moved_distance_computes_no_hash_and_gives_what_a_fresh_run_gives(fold
 
 @pytest.mark.skipif(not has_pdq(), reason="pdqhash is not installed")
 def test_the_hash_that_is_compared_can_be_switched_without_hashing(folder: Path, tmp_path: Path) -> None:
-    first = ran(folder, tmp_path / "run", {"pdq": True}, {})
-    switched = ran(folder, tmp_path / "run", {"pdq": True, "by": "pdq"}, {})
+    first = ran(folder, tmp_path / "run", {}, {}, pdq=True)
+    switched = ran(folder, tmp_path / "run", {"by": "pdq"}, {}, pdq=True)
     assert sum(switched.tally.computed.values()) == 0
     assert {name for name, fate in fates(switched).items() if fate[0]} == {name for name, fate in fates(first).items() if fate[0]}

@@ -17,12 +17,12 @@ DATA = Path(os.environ.get("PAIRMILL_TEST_DATA", "")) / "near_dups"
 pytestmark = pytest.mark.skipif(not os.environ.get("PAIRMILL_TEST_DATA") or not DATA.is_dir(), reason="PAIRMILL_TEST_DATA has no near_dups")
 
 
-def components(folder: Path, near: dict) -> dict[str, str | None]:
+def components(folder: Path, by: str, hashes: dict) -> dict[str, str | None]:
     """Path of each image -> its component (None: no duplicate), through the whole machine."""
     data = {
         "name": "near",
         "input": {"kind": "image_folder", "folder": str(DATA), "rows_per_part": 10},
-        "stages": ["read_images", {"near_dup": near}, "dedup"],
+        "stages": ["read_images", {"image_hash": hashes}, {"near_dup": {"by": by}}, "dedup"],
     }
     result = run(build_recipe(data), folder / "run", RunOptions(executor="local", jobs=False))
     found: dict[str, str | None] = {}
@@ -38,7 +38,7 @@ def test_nothing_different_is_joined_and_what_the_options_allow_is_found(tmp_pat
     if by == "pdq" and not has_pdq():
         pytest.skip("pdqhash is not installed")
     pairs = [json.loads(line) for line in (DATA / "pairs.jsonl").read_text().splitlines()]
-    found = components(tmp_path, {"by": by, "pdq": by == "pdq", "mirrored": turned, "rotated": turned})
+    found = components(tmp_path, by, {"pdq": by == "pdq", "mirrored": turned, "rotated": turned})
     assert Counter(pair["label"] for pair in pairs) == {"duplicate": 35, "different": 61}
     for pair in pairs:
         joined = found[pair["a"]] is not None and found[pair["a"]] == found[pair["b"]]
