@@ -53,7 +53,7 @@ def check_devices(recipe: Any) -> None:
     on_gpu = {place: device for place, device in wanted.items() if device.startswith("cuda")}
     number = _gpus() if on_gpu else 0
     for place, device in on_gpu.items():
-        if int(device.partition(":")[2] or 0) >= number:
+        if number is not None and int(device.partition(":")[2] or 0) >= number:
             has = f"{number} GPU{'' if number == 1 else 's'}" if number else "no GPU"
             raise RecipeError(
                 f"{place}: {device} is asked for and torch finds {has} on this machine; give --set {place}=auto (a GPU where there is one, "
@@ -61,12 +61,12 @@ def check_devices(recipe: Any) -> None:
             )
 
 
-def _gpus() -> int:
-    """GPUs that torch can use; 0 where torch is missing or says nothing in time."""
+def _gpus() -> int | None:
+    """GPUs that torch can use, 0 where torch is missing; None where it says nothing in time, as on a machine that is very busy."""
     try:
         done = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, timeout=TORCH_S, check=False)
     except subprocess.TimeoutExpired:
-        return 0
+        return None
     told = done.stdout.split()
     return int(told[-1]) if done.returncode == 0 and told and told[-1].isdigit() else 0
 

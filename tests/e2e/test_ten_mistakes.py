@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def pairmill(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80", **environment}
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=250)
 
 
 def assert_one_message(told: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -101,7 +101,7 @@ def test_no_chromium(folder):
     """Only tests and benchmarks of the page need a browser, and say what to do; the page itself is written without one."""
     nowhere = {"CHROMIUM": str(folder / "none"), "PYTHONPATH": str(REPOSITORY)}
     bench = [sys.executable, str(REPOSITORY / "tests" / "bench" / "bench_report.py")]
-    told = subprocess.run(bench, cwd=folder, env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(bench, cwd=folder, env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=250)
     assert_one_message(told, "no Chromium found", "install the package chromium", "--no-browser")
     pairmill(folder, "run", "rules.yaml", "--set", "input.table=pairs.csv", "--out", "run", "--executor", "local", "--no-jobs")
     report = pairmill(folder, "report", "run", **nowhere)
