@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from pipeline import models, registry
 from pipeline.errors import EngineDied, Fatal, RecipeError
 
 NAMESPACE = "pairmill"
+MOST_RESTART_S = 1800.0  # an actor that loads a large model anew
 TRIES = 4  # of a call whose actor dies (killed, or its node gone): Ray makes it again once it has started the actor anew
 AGAIN = {"max_task_retries": TRIES - 1}
 
@@ -126,10 +127,17 @@ class RayModel:
 
     def _await_return(self, place: int) -> None:
         """Wait until Ray has started an actor anew: before, every call to it ends at once, as if it had died of it."""
-        try:
-            _facts_of(self.actors[place])
-        except RayActorError as error:
-            raise Fatal(f"a model's process died and cannot be started again: {str(error).strip().splitlines()[0]}; no row was failed for it") from error
+        until = time.monotonic() + MOST_RESTART_S
+        while True:
+            try:
+                _facts_of(self.actors[place])
+                return
+            except RayActorError as error:
+                if isinstance(error, ActorUnavailableError) and time.monotonic() < until:
+                    time.sleep(0.5)  # it is being started: an engine takes minutes, longer than Ray tries by itself
+                    continue
+                told = str(error).strip().splitlines()[0]
+                raise Fatal(f"a model's process died and cannot be started again: {told}; no row was failed for it") from error
 
     def seconds(self) -> float:
         return self._seconds + self._busy.seconds
