@@ -72,8 +72,23 @@ def needs_actor(spec: dict[str, Any]) -> bool:
 
 
 def _facts_of(actor: Any) -> tuple[str, dict[str, Any]]:
-    told: Any = ray.get(actor.facts.options(**AGAIN).remote())
-    return told
+    """What an actor tells of itself; waits while Ray starts it anew, which is longer than Ray tries by itself: an engine takes minutes.
+
+    Raises Fatal where it cannot be started again."""
+    until = time.monotonic() + MOST_RESTART_S
+    while True:
+        try:
+            told: Any = ray.get(actor.facts.options(**AGAIN).remote())
+            return told
+        except RayActorError as error:
+            if isinstance(error, ActorUnavailableError) and time.monotonic() < until:
+                time.sleep(0.5)
+                continue
+            raise Fatal(f"a model's process died and cannot be started again: {_first_line(error)}; no row was failed for it") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 class RayModel:
@@ -103,9 +118,9 @@ class RayModel:
             if calls:
                 self._open[place] = ray.wait(calls, num_returns=len(calls), timeout=0)[1]
         place = min(range(len(self.actors)), key=lambda i: (len(self._open[i]), (i + os.getpid()) % len(self.actors)))
-        reference: Any = self.actors[place].call.options(**AGAIN).remote(method, request)
-        self._open[place].append(reference)
-        return _ActorFuture(reference, self)
+        call = _ActorCall(self, place, method, request)
+        self._open[place].append(call.reference)
+        return call
 
     def send(self, method: str, requests: list[Any], alone: bool = False) -> Future[list[Any]]:
         return self._threads.submit(self._ask, method, requests, alone)
@@ -118,48 +133,44 @@ class RayModel:
         try:
             return ray.get(self.actors[place].call.remote(method, requests, alone))[0]
         except RayActorError as error:
-            self._await_return(place)
-            raise EngineDied(f"the actor of the model ended: {str(error).splitlines()[0]}") from error
+            _facts_of(self.actors[place])  # back again: before, every call to it ends at once, as if it had died of it
+            raise EngineDied(f"the actor of the model ended: {_first_line(error)}") from error
         finally:
             self._busy.end()
             with self._choosing:
                 self._under_way[place] -= 1
 
-    def _await_return(self, place: int) -> None:
-        """Wait until Ray has started an actor anew: before, every call to it ends at once, as if it had died of it."""
-        until = time.monotonic() + MOST_RESTART_S
-        while True:
-            try:
-                _facts_of(self.actors[place])
-                return
-            except RayActorError as error:
-                if isinstance(error, ActorUnavailableError) and time.monotonic() < until:
-                    time.sleep(0.5)  # it is being started: an engine takes minutes, longer than Ray tries by itself
-                    continue
-                told = str(error).strip().splitlines()[0]
-                raise Fatal(f"a model's process died and cannot be started again: {told}; no row was failed for it") from error
-
     def seconds(self) -> float:
         return self._seconds + self._busy.seconds
 
 
-class _ActorFuture(Future[Any]):
-    """A Ray call behind the Future interface that stages' tasks use."""
+class _ActorCall(Future[Any]):
+    """A Ray call behind the Future interface that stages' tasks use; made again where it met the actor while Ray started that anew."""
 
-    def __init__(self, reference: Any, model: RayModel):
+    def __init__(self, model: RayModel, place: int, method: str, request: Any):
         super().__init__()
-        self.reference = reference
-        self.model = model
+        self.model, self.place = model, place
+        self.asked = (method, request)
+        self.reference: Any = self._make()
+
+    def _make(self) -> Any:
+        return self.model.actors[self.place].call.options(**AGAIN).remote(*self.asked)
 
     def result(self, timeout: float | None = None) -> Any:
-        try:
-            answer, seconds = ray.get(self.reference, timeout=timeout)
-        except GetTimeoutError:
-            raise TimeoutError(f"the model gave no answer within {timeout:g} s") from None
-        except RayActorError as error:
-            raise Fatal(
-                f"a model's process died {TRIES} times under one call, or cannot be started again ({str(error).strip().splitlines()[0]}); no row was "
-                "failed for it. Ray's logs have its last words, for example memory that ran out; mend that and run the same command again"
-            ) from error
-        self.model._seconds += seconds
-        return answer
+        for attempt in range(1, TRIES + 1):
+            try:
+                answer, seconds = ray.get(self.reference, timeout=timeout)
+            except GetTimeoutError:
+                raise TimeoutError(f"the model gave no answer within {timeout:g} s") from None
+            except RayActorError as error:
+                if isinstance(error, ActorUnavailableError) and attempt < TRIES:
+                    _facts_of(self.model.actors[self.place])
+                    self.reference = self._make()
+                    continue
+                raise Fatal(
+                    f"a model's process died {TRIES} times under one call, or cannot be started again ({_first_line(error)}); no row was failed for it. "
+                    "Ray's logs have its last words, for example memory that ran out; mend that and run the same command again"
+                ) from error
+            self.model._seconds += seconds
+            return answer
+        raise AssertionError("the last attempt returns or raises")
