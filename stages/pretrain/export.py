@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from stages.models.open_clip_loader import Preprocess, weights_digest
-from stages.pretrain.checkpoint import fsync_folder
-from stages.pretrain.errors import TrainError
+from stages.pretrain.checkpoint import whole_folder
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -28,21 +24,9 @@ def export_clip(clip: nn.Module, model_cfg: dict[str, Any], preprocess_cfg: dict
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with whole_folder(folder) as beside:
         save_file(state, beside / WEIGHTS_NAME)
         (beside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for path in beside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-        fsync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise TrainError(f"cannot write the export {folder}: {error}") from error
     return weights_digest(state)
 
 

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from stages import prompts
-from stages.pretrain.checkpoint import fsync_folder
+from stages.pretrain.checkpoint import whole_folder
 from stages.pretrain.errors import TrainError
 from stages.pretrain.nets.word_tokenizer import IMAGE, PAD, TURN_END, VIDEO, VISION_END, VISION_START, word_tokenizer
 
@@ -178,21 +175,8 @@ def save_mllm(model: Mllm, folder: Path, heads: bool = True) -> None:
     `heads`: also the training-only heads, from which a further training can go on. The folder appears complete or not at
     all; an earlier one is replaced. Raises TrainError where the disk refuses.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with whole_folder(folder) as beside:
         _write(model, beside, heads)
-        for path in beside.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-        fsync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise TrainError(f"cannot write the export {folder}: {error}") from error
 
 
 def _write(model: Mllm, folder: Path, heads: bool) -> None:
