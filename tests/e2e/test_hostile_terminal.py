@@ -103,7 +103,7 @@ def assert_harmless(told: str, width: int, wraps: bool = True) -> str:
     return text
 
 
-@pytest.fixture(scope="module", params=[60, 160])
+@pytest.fixture(scope="module", params=[60, pytest.param(160, marks=pytest.mark.slow)])
 def width(request) -> int:
     return request.param
 
