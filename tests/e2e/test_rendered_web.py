@@ -93,6 +93,7 @@ def test_parts_of_100_and_1000_and_every_executor_agree(tmp_path: Path) -> None:
     assert rows_of(runs[100]) == rows_of(runs[1000])
 
 
+@pytest.mark.slow
 def test_ray_with_model_actors_gives_the_same_dataset(web: tuple[World, WorldServer], unbroken: RunResult, tmp_path: Path) -> None:
     ray = run(recipe(web[0], "models.clip.placement=actor", "models.clip.replicas=2"), tmp_path / "run", RunOptions(executor="ray", workers=2))
     assert tree_digest(ray.view.dataset) == tree_digest(unbroken.view.dataset)
@@ -151,7 +152,10 @@ def test_a_late_recipe_gives_the_early_dataset_and_all_its_thresholds_are_free(w
     assert tree_digest(moved.view.dataset) == tree_digest(fresh.view.dataset)
 
 
-@pytest.mark.parametrize("phase", ["resolve", "download", "clip_score", "write_shards"])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("phase", ["resolve", "download", pytest.param("clip_score", marks=_SLOW), pytest.param("write_shards", marks=_SLOW)])
 def test_a_killed_driver_leaves_nothing_to_repair(web: tuple[World, WorldServer], unbroken: RunResult, tmp_path: Path, phase: str) -> None:
     world, _ = web
     out, sized = tmp_path / "run", ["--set", "input.rows_per_part=100"]

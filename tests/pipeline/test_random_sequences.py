@@ -30,7 +30,7 @@ TOYS = Path(__file__).with_name("toys.py")
 ROWS, PER_PART = 120, 40
 # PAIRMILL_SEQUENCES=200 runs two hundred of them, PAIRMILL_FIRST_SEQUENCE=100 begins at seed 100.
 FIRST = int(os.environ.get("PAIRMILL_FIRST_SEQUENCE", "0"))
-SEQUENCES = int(os.environ.get("PAIRMILL_SEQUENCES", "25"))
+SEQUENCES = int(os.environ.get("PAIRMILL_SEQUENCES", "15"))
 
 
 @dataclass

@@ -105,6 +105,7 @@ def test_input_images_and_dataset_in_object_storage(s3: S3Server, far_table: str
     assert s3.files("run/dataset") == wanted
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_gives_the_same_dataset(s3: S3Server, far_table: str, wanted: dict[str, bytes]) -> None:
     """SIGKILL of the driver as it asks for its nth write: while it cuts, computes, stores images, writes shards and moves them."""
     for ending in ("values/source/part-00002.parquet", ".tar", "values/digest_image/part-00003.parquet", "dataset/shards/train-00001.tar"):

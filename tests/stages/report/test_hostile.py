@@ -11,7 +11,7 @@ from stages.report.job import ReportParams, write_report
 from tests.stages.report.attacks import ATTACKS, hostile_rows
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_text_becomes_markup(make_run, read_page, share: bool) -> None:
     file_name = "<img src=x onerror=alert(1)>.json"
     run = make_run(hostile_rows(), file_name=file_name, column='note"><script>window.pwned=8</script>', name="</title><script>window.pwned=9</script>", jobs=())
