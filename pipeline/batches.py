@@ -22,10 +22,10 @@ from pipeline.blobs import ImageRef
 from pipeline.budget import Breaker
 from pipeline.chain import Node
 from pipeline.environment import Environment
-from pipeline.errors import Fatal, as_fatal, failure_of, is_fatal
-from pipeline.stage import Context, Stage, Vector
+from pipeline.errors import as_fatal, failure_of, is_fatal
+from pipeline.packing import Computed, all_failed, join, pack
+from pipeline.stage import Context, Stage
 from pipeline.storage import ObjectPath, Place
-from pipeline.store import to_storage
 from pipeline.view import PartView, mappings
 from schemas.outcome import Failure, FailureCode
 
@@ -37,16 +37,6 @@ WINDOW = 3  # batches in flight at a model: one computing, one waiting, one bein
 
 class Hung(Exception):
     """A call took longer than its stage allows."""
-
-
-@dataclass
-class Computed:
-    """Columns [n] and failures [n] (None where there is a value) of the rows that were computed, in their order."""
-
-    columns: dict[str, pa.Array]
-    failures: list[Failure | None]
-    calls: int = 0
-    model_seconds: float = 0.0
 
 
 @contextmanager
@@ -112,23 +102,10 @@ class BatchRunner:
                     done.append((batch, computed))
             finally:
                 self.close_cache()
-        computed = self.joined(done)
+        computed = join(self.node, done)
         computed.calls = self.calls
         computed.model_seconds = self.context.model.seconds() - started if self.context.model else 0.0
         return computed
-
-    def joined(self, done: list[tuple[np.ndarray, Computed]]) -> Computed:
-        """What was computed of some rows, as one, in the order of the rows."""
-        order = np.concatenate([batch for batch, _ in done]) if done else np.empty(0, np.int64)
-        back = pa.array(np.argsort(order, kind="stable"))
-        columns = {
-            name: _concat([computed.columns[name] for _, computed in done], kind).take(back)
-            for name, kind in self.node.writes.items()
-        }
-        failures = [failure for _, computed in done for failure in computed.failures]
-        if any(failures):
-            failures = [failures[place] for place in back.to_pylist()]
-        return Computed(columns, failures)
 
     def begin(self, batch: np.ndarray, shared: dict[Any, Any]) -> Started:
         """Send one batch to the model: for what lets batches of several stages be under way at a time. shared: see Context."""
@@ -143,7 +120,7 @@ class BatchRunner:
         pieces = started.pieces if started.pending is None else list(self._drain(started.batch, started.rows, started.pending))
         for batch, computed in pieces:
             self._count(batch, computed.failures)
-        return self.joined(pieces)
+        return join(self.node, pieces)
 
     def _count(self, batch: np.ndarray, failures: list[Failure | None]) -> None:
         if not any(failures) and not self.breaker.reported:
@@ -214,7 +191,7 @@ class BatchRunner:
     def _drain(self, batch: np.ndarray, rows: list[Any], future: Future[Any]) -> Iterator[tuple[np.ndarray, Computed]]:
         try:
             answer = future.result(self.stage.batch_timeout_s)
-            computed = self._pack(self.stage.finish(rows, answer, self.context), len(rows))
+            computed = pack(self.node, self.stage.finish(rows, answer, self.context), len(rows))
         except Exception as error:
             yield from self._after_error(batch, error)
         else:
@@ -224,7 +201,7 @@ class BatchRunner:
         """One batch; halved when it raises, until the guilty row stands alone and becomes a Failure."""
         guilty = self._guilty(batch)
         if guilty is not None:
-            yield batch, self._all_failed(guilty, 1)
+            yield batch, all_failed(self.node, guilty, 1)
             return
         try:
             computed = self._attempt(batch)
@@ -239,7 +216,7 @@ class BatchRunner:
         if len(batch) == 1:
             hung = isinstance(error, Hung)
             failure = Failure(FailureCode.HUNG, str(error)) if hung else failure_of(error)
-            yield batch, self._all_failed(failure, 1)
+            yield batch, all_failed(self.node, failure, 1)
             return
         middle = len(batch) // 2
         yield from self._isolated(batch[:middle])
@@ -256,13 +233,13 @@ class BatchRunner:
         rows = self._rows(batch)
         if self.stage.uses_model:
             answer = self._submit(batch, rows).result(self.stage.batch_timeout_s)
-            return self._pack(self.stage.finish(rows, answer, self.context), len(rows))
+            return pack(self.node, self.stage.finish(rows, answer, self.context), len(rows))
         self.env.note(self.node, self.view.part, batch.tolist())
         self.context.report = lambda place, outcome: self.breaker.count(int(batch[place]), outcome if isinstance(outcome, Failure) else None)
         with deadline(self.stage.batch_timeout_s, hard=self.env.notes is not None):
             answers = self.stage.compute(rows, self.context)
         self.calls += 1
-        return self._pack(answers, len(rows))
+        return pack(self.node, answers, len(rows))
 
     def _rows(self, batch: np.ndarray) -> list[Any]:
         """Read-only mappings limited to what the stage reads; `image` is an ImageRef (None where none is stored)."""
@@ -300,46 +277,7 @@ class BatchRunner:
         places = [place for place in _places(self.view.table(refs, rows)) if place[0] is not None]
         return ImageWindows(folder, places)
 
-    def _pack(self, answers: list[Any], expected: int) -> Computed:
-        """Check a stage's answers against its declaration and turn them into columns."""
-        if not isinstance(answers, list) or len(answers) != expected:
-            found = f"{len(answers)} answers" if isinstance(answers, list) else type(answers).__name__
-            raise Fatal(f"{self.node.name}: compute must return a list of {expected} Values or Failures, returned {found}")
-        names = list(self.node.writes)
-        failures: list[Failure | None] = [None] * expected
-        if set(map(type, answers)) != {dict}:
-            answers = self._without_failures(answers, failures)
-        try:
-            columns = {name: to_storage([answer[name] for answer in answers], kind) for name, kind in self.node.writes.items()}
-        except KeyError as error:
-            raise Fatal(f"{self.node.name}: compute must give every declared column; {error} is missing") from error
-        if sum(map(len, answers)) != expected * len(names):
-            extra = sorted({key for answer in answers for key in answer} - set(names))
-            raise Fatal(f"{self.node.name}: compute must give exactly the declared columns; differs in {', '.join(extra)}")
-        return Computed(columns, failures)
-
-    def _without_failures(self, answers: list[Any], failures: list[Failure | None]) -> list[Any]:
-        """Answers with null columns in the place of failures, which are put into `failures`."""
-        absent = dict.fromkeys(self.node.writes)
-        for place, answer in enumerate(answers):
-            if isinstance(answer, Failure):
-                failures[place] = answer
-        return [absent if failure else answer for answer, failure in zip(answers, failures, strict=True)]
-
-    def _all_failed(self, failure: Failure, rows: int) -> Computed:
-        columns = {name: to_storage([None] * rows, kind) for name, kind in self.node.writes.items()}
-        return Computed(columns, [failure] * rows)
-
 
 def _places(table: pa.Table) -> list[tuple[Any, ...]]:
     """(tar, offset, size) of each row's image, nulls where none is stored."""
     return list(zip(*(table[f"image.{name}"].to_pylist() for name in ("tar", "offset", "size")), strict=True))
-
-
-def _concat(arrays: list[pa.Array], kind: Any) -> pa.Array:
-    if not arrays:
-        return to_storage([], kind)
-    if isinstance(kind, Vector):
-        width = max(array.type.byte_width for array in arrays)
-        arrays = [pa.nulls(len(a), pa.binary(width)) if a.type.byte_width != width else a for a in arrays]
-    return pa.concat_arrays(arrays)

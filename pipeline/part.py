@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.batches import BatchRunner, Computed
+from pipeline.batches import BatchRunner
 from pipeline.budget import Breaker, Runs
 from pipeline.chain import Node, Ref
 from pipeline.digests import digest_of, hash_column
 from pipeline.environment import Environment
 from pipeline.errors import Fatal
+from pipeline.packing import Computed
 from pipeline.retry import footer_marks
 from pipeline.secrets import mask
 from pipeline.stage import Context, Stage, Vector

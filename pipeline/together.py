@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.batches import WINDOW, BatchRunner, Computed, Started
+from pipeline.batches import WINDOW, BatchRunner, Started
 from pipeline.budget import Breaker
 from pipeline.chain import Node, Ref
 from pipeline.environment import Environment
 from pipeline.errors import Fatal
+from pipeline.packing import Computed, join
 from pipeline.part import StepResult, commit_values, decide_each, judge_part, merge_values, own_columns, valid_rows
 from pipeline.retry import footer_marks
 from pipeline.store import VALUES
@@ -177,7 +178,7 @@ class Together:
         if not np.array_equal(rows, np.flatnonzero(view.before(node).open & ~lane.valid)):
             raise Fatal(f"{node.name}, part {view.part}: the rows computed are not those that reached it: a fault of pairmill")
         if len(rows) or record is None:
-            computed = lane.runner.joined(lane.done)
+            computed = join(node, lane.done)
             context = lane.runner.context
             result.computed, result.calls = len(rows), lane.runner.calls
             result.model_seconds = self._model_seconds(lane)
