@@ -218,6 +218,7 @@ class Job:
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
     Params: ClassVar[type[Params]] = Params
+    writes_dataset: ClassVar[bool] = False  # writes `dataset/` from what is stored, and asks no model: `recut` runs it
 
     def __init__(self, params: Any, instance: str = ""):
         self.params = params
