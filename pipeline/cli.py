@@ -262,6 +262,7 @@ def report(
     return 0
 
 
+app.command(short_help="Show what a changed recipe would keep.")(cli_whatif.whatif)
 app.command(short_help="Write the dataset of a changed recipe beside the old.")(cli_whatif.recut)
 app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
 app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)

@@ -7,8 +7,38 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_options import Address, Debug, ExecutorName, Imports, Interval, Json, ProgressMode, RunFolder, Sets, Workers, answers
+from pipeline.console import print_json, results
 from pipeline.errors import Fatal
 from pipeline.stop import EXIT_INTERRUPTED
+
+
+@answers
+def whatif(
+    run: RunFolder,
+    sets: Sets = None,
+    examples: Annotated[int, typer.Option("--examples", metavar="N", help="Example rows on each side of each moved cut.", min=0)] = 3,
+    tokens: Annotated[bool, typer.Option("--tokens/--no-tokens", help="Count CLIP tokens (on a sample of 20,000 rows) where open_clip is installed.")] = True,
+    imports: Imports = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Tell what a changed recipe would keep, from what is measured: rows, overlap, texts, reasons, and rows at the boundary.
+
+    Stages that compare all rows are asked again in memory. Where a change needs new measurements it says how many and what
+    they would take; these rows count as undecided. The run stays as it is, but for files in its cache/whatif that make
+    the next call fast.
+
+    \b
+    Example:
+      pairmill whatif RUN --set clip_score.min=0.27 --set dedup.max_distance=8
+    """
+    from pipeline.changed import changed_run
+    from pipeline.whatif_report import whatif as find
+    from pipeline.whatif_text import print_whatif
+
+    found = find(changed_run(run, list(sets or [])), examples, tokens)
+    print_json(found) if json else print_whatif(found, results())
+    return 0
 
 
 @answers
