@@ -25,9 +25,24 @@ def as_floats(column: pa.Array) -> np.ndarray:
     return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
+def rounded(values: np.ndarray, digits: int) -> np.ndarray:
+    """`round(value, digits)` of each of float64 [N]: numpy's own rounding, which scales, is left alone where it may differ from Python's."""
+    scaled = values * 10.0**digits
+    found = np.rint(scaled) / 10.0**digits
+    with np.errstate(invalid="ignore"):
+        doubtful = np.flatnonzero((np.abs(scaled - np.floor(scaled) - 0.5) < 1e-3) | (np.abs(scaled) > 1e12))
+    found[doubtful] = [round(value, digits) for value in values[doubtful].tolist()]
+    return found
+
+
 def is_null(column: pa.Array) -> np.ndarray:
     """bool [N]"""
     return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def is_true(column: pa.Array) -> np.ndarray:
+    """bool [N] of a column of booleans: false where it is null."""
+    return column.fill_null(False).to_numpy(zero_copy_only=False)
 
 
 def codes_of(reasons: pa.Array, names: list[str]) -> np.ndarray:
