@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_dataset, cli_repair
+from pipeline import cli_dataset, cli_repair, cli_whatif
 from pipeline.cli_options import (
     EXIT_FAILED,
     Address,
@@ -262,6 +262,8 @@ def report(
     return 0
 
 
+app.command(short_help="Show what a changed recipe would keep.")(cli_whatif.whatif)
+app.command(short_help="Write the dataset of a changed recipe beside the old.")(cli_whatif.recut)
 app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
 app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)
 

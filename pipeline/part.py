@@ -25,7 +25,7 @@ from pipeline.retry import footer_marks
 from pipeline.secrets import mask
 from pipeline.stage import Context, Stage, Vector
 from pipeline.store import RESOLVED, VALUES, VERDICTS, empty_values, storage_field
-from pipeline.view import PartView, Verdict, mappings
+from pipeline.view import PartView, Verdict, flat, mappings
 from schemas.columns import LOCATION_COLUMNS
 from schemas.outcome import Outcome, Status, cap_detail
 from schemas.record import PartRecord
@@ -281,14 +281,28 @@ def judge(node: Node, view: PartView, env: Environment) -> Verdict:
 def _apply_decide(node: Node, view: PartView, env: Environment, rows: np.ndarray, status: np.ndarray, reasons: list, details: list) -> None:
     stage = env.stage(node)
     own = {name: Ref(node.index, name) for name in own_columns(node)}
+    told = _decide_columns(node, stage, view, rows)
+    if told is not None:
+        rows, told = rows[told.is_valid().to_numpy(zero_copy_only=False)], told.drop_null()
     values = mappings(view.table({**node.reads_decide, **own}, rows))
     resolved = mappings(view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows)) if node.resolves else [{}] * len(rows)
     drops = decide_each(stage, view, rows, values, resolved)
+    if told is not None and [drop and str(drop.reason) for drop in drops] != told.to_pylist():
+        raise Fatal(f"{stage.instance}, part {view.part}: decide and decide_columns differ; this is a fault of the stage {stage.name}")
     if drops.count(None) == len(drops):
         return
     for row, drop in zip(rows.tolist(), drops, strict=True):
         if drop is not None:
             status[row], reasons[row], details[row] = Status.DROPPED, str(drop.reason), cap_detail(drop.detail)
+
+
+def _decide_columns(node: Node, stage: Stage, view: PartView, rows: np.ndarray) -> pa.Array | None:
+    """Reasons of some rows by the stage's `decide_columns`: rows that it keeps need no look one by one."""
+    if not stage.has_decide_columns:
+        return None
+    refs = {**node.reads_decide, **{name: Ref(node.index, name) for name in own_columns(node)}}
+    table = view.table(refs | {name: Ref(node.index, name, True) for name in node.resolves}, rows)
+    return stage.decide_columns({name: flat(table[name]) for name in table.column_names})
 
 
 def own_columns(node: Node) -> list[str]:

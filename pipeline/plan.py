@@ -90,11 +90,13 @@ def make_plan(
     on_rows: Callable[[int], None] = lambda rows: None,
     retry: Mapping[str, frozenset[str]] | None = None,
     facts: InputFacts | None = None,
+    outages: bool = True,
 ) -> Plan:
     """Find what `run` would do. Reads the run directory without its lock and writes nothing there.
 
     Raises RecipeError where the recipe, the input or the directory is wrong. on_rows: told the rows counted in a new input.
-    retry: failure codes by stage that the run is to try again. facts: of the input, where it need not be seen.
+    retry: failure codes by stage that the run is to try again. facts: of the input, where it need not be seen. outages: count the rows that a run
+    would try again after an outage.
     """
     chain = Chain(recipe, facts)
     folder, scratch = scratch_store()
@@ -103,7 +105,7 @@ def make_plan(
         check_directory(store, chain)
         record = store.read_run() if out is not None else None
         views = _committed_views(chain, store, record, scratch) if record is not None else _new_views(chain, store, scratch, on_rows)
-        unasked = failures_of_outages(chain, store, record.parts, record.stops) if record is not None else Retry()
+        unasked = failures_of_outages(chain, store, record.parts, record.stops) if record is not None and outages else Retry()
         forecast = Forecast(chain, views, Retry(retry or {}, unasked.parts))
         found = forecast.walk()
     plan = _static_plan(chain, out, views, record is None)

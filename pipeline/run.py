@@ -36,7 +36,8 @@ class RunOptions:
     """How to run, as opposed to what: nothing here changes a byte of the dataset.
 
     workers: processes, 0 for one per processor (of the cluster, where there is one). address: of a Ray cluster; without one, that of RAY_ADDRESS,
-    which Ray sets in a job that it runs, counts for all but the local executor.
+    which Ray sets in a job that it runs, counts for all but the local executor. measures: False where everything is measured already, so that no
+    device of a model is asked for.
     """
 
     executor: str = "auto"
@@ -44,6 +45,7 @@ class RunOptions:
     address: str | None = None
     retry: dict[str, frozenset[str]] = field(default_factory=dict)
     jobs: bool = True
+    measures: bool = True
 
 
 @dataclass
@@ -69,7 +71,7 @@ def run(
     started = time.perf_counter()
     root = place_of(out)
     check_options(options)
-    if not options.address:  # the machines of a cluster may have what this one lacks
+    if options.measures and not options.address:  # the machines of a cluster may have what this one lacks
         check_devices(recipe)
     chain = Chain(recipe, facts)
     lock = RunLock(root)

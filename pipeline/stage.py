@@ -155,9 +155,22 @@ class Stage:
         """Judge one row from its stored values (`writes` and `reads_decide`); pure. None keeps it."""
         return None
 
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array | None:
+        """`decide` over whole columns: the reason of each row, null where it is kept (string or dictionary [N], see pipeline.reason_columns).
+
+        `columns` holds what `decide` sees of a row, those of `resolves` too, null where a row has no value. Must say what `decide` says; `decide`
+        still gives the details. None, the default: each row is asked by itself.
+        """
+        return None
+
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Corpus-wide step: columns part, row and those of `resolves` for the rows that get a value, made from `evidence`, in any order."""
         raise NotImplementedError(f"{self.name} has no resolve")
+
+    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array] | None:
+        """`resolve` over whole columns, for `whatif`: the columns of `evidence.wanted` with the values that `resolve` gives ([N]; of rows that are not
+        alive any value). None, the default, where it has no shorter way: then `resolve` is asked."""
+        return None
 
     @property
     def has_compute(self) -> bool:
@@ -170,6 +183,10 @@ class Stage:
     @property
     def has_decide(self) -> bool:
         return type(self).decide is not Stage.decide
+
+    @property
+    def has_decide_columns(self) -> bool:
+        return type(self).decide_columns is not Stage.decide_columns
 
     @property
     def uses_model(self) -> bool:
@@ -187,6 +204,23 @@ class Evidence:
     total: int
     alive: int
     seed: int = 0
+
+
+@dataclass
+class ColumnEvidence:
+    """What `resolve_columns` sees: whole columns over the N rows of the run, in the order of the input.
+
+    column(key): of `reads_resolve` or 'sample_id', also of rows that are not alive (null type where the recipe has none). `alive` bool [N] are the rows that
+    `resolve` would see; `starts` int64 [parts + 1] is where each part begins. index(name, keys, make): arrays that follow from the columns
+    `keys` alone, whatever rows are alive, made once and kept on disk while those columns stand.
+    """
+
+    column: Callable[[str], pa.Array]
+    alive: np.ndarray
+    starts: np.ndarray
+    seed: int
+    wanted: frozenset[str]
+    index: Callable[[str, Sequence[str], Callable[[], dict[str, np.ndarray]]], dict[str, np.ndarray]]
 
 
 class Source:
@@ -218,6 +252,7 @@ class Job:
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
     Params: ClassVar[type[Params]] = Params
+    writes_dataset: ClassVar[bool] = False  # writes `dataset/` from what is stored, and asks no model: `recut` runs it
 
     def __init__(self, params: Any, instance: str = ""):
         self.params = params

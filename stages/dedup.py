@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import Fatal
+from pipeline.reason_columns import is_true, reason_column
 from pipeline.stage import Evidence, Params, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
@@ -54,6 +56,10 @@ class Dedup(Stage):
             return None
         near = resolved["kind"] == "near"
         return Drop(REASONS[resolved["kind"]], f"{keeper}, {distance} bits" if near and distance is not None else keeper)
+
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        kind = columns["kind"]
+        return reason_column(len(kind), [(is_true(pc.equal(kind, name)), reason) for name, reason in REASONS.items()])
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Equal bytes and equal hashes are found by DuckDB; only rows that have a duplicate come into memory."""

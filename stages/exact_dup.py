@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline import stage as machine
 from pipeline.errors import RecipeError
+from pipeline.reason_columns import is_null, reason_column
 from pipeline.stage import Evidence, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
@@ -44,6 +45,9 @@ class ExactDup(Stage):
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         keeper = resolved.get("dup_of")
         return Drop(Reason.EXACT_DUP, keeper) if keeper else None
+
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        return reason_column(len(columns["dup_of"]), [(~is_null(columns["dup_of"]), Reason.EXACT_DUP)])
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Only rows whose bytes stand more than once are ranked."""

@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import RecipeError
+from stages.expression_columns import RowByRow, passes
 from stages.expression_parser import ARITHMETIC, COMPARE, FUNCTIONS, Function, Node, Parser, fail, near
 
 Evaluate = Callable[[Mapping[str, Any]], Any]
@@ -40,6 +42,13 @@ class Expression:
             return self._evaluate(row) is True
         except TypeError as error:
             raise RecipeError(f"expression {self.source!r}: {error}; the columns hold {self._shown(row)}") from error
+
+    def passing(self, columns: Mapping[str, pa.Array], rows: int) -> np.ndarray | None:
+        """Rows that pass (bool [rows]), judged over whole columns; None where only `__call__` can judge the expression."""
+        try:
+            return passes(self.root, columns, rows)
+        except RowByRow:
+            return None
 
     def _shown(self, row: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} = {row.get(name)!r}" for name in self.columns)

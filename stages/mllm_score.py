@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipeline.errors import RecipeError
+from pipeline.reason_columns import as_floats, is_null, reason_column, rounded
 from pipeline.registry import nearest
 from pipeline.stage import ColumnType, Context, Row, Values, decides
 from schemas.outcome import Drop, Failure, FailureCode, Reason
@@ -104,6 +106,12 @@ class MllmScore(ChatStage):
             if score < lowest:
                 return Drop(Reason.LOW_MLLM, f"{aspect} {score:g} < {lowest:g}")
         return None
+
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        low = np.zeros(len(columns[self.params.aspects[0]]), bool)
+        for aspect, lowest in self._thresholds().items():
+            low |= is_null(columns[aspect]) | (rounded(as_floats(columns[aspect]), 2) < lowest)
+        return reason_column(len(low), [(low, Reason.LOW_MLLM)])
 
     def _thresholds(self) -> Mapping[str, float]:
         given = self.params.thresholds

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import model_validator
 
 from pipeline import stage as machine
+from pipeline.reason_columns import is_true, reason_column
 from pipeline.stage import Evidence, Row, Stage, decides, tunes
 from schemas.outcome import Drop, Reason
 from stages.presets import preset as find_preset
@@ -49,6 +51,10 @@ class RepeatedText(Stage):
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         least = resolved.get("least_n_text") or 0
         return Drop(Reason.REPEATED_TEXT, f"{least} URLs carry it, at most {self.params.max_count}") if least > self.params.max_count else None
+
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        least = columns["least_n_text"]
+        return reason_column(len(least), [(is_true(pc.greater(least, self.params.max_count)), Reason.REPEATED_TEXT)])
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con = evidence.con

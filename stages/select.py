@@ -10,11 +10,14 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline import stage as machine
 from pipeline.errors import RecipeError
+from pipeline.reason_columns import reason_column
 from pipeline.stage import Evidence, Row, Stage, decides
 from schemas.outcome import Drop, Reason, cap_detail
 from stages.expression import Expression
@@ -132,6 +135,17 @@ class Select(Stage):
         reason = resolved.get("cut_reason")
         return Drop(reason, resolved.get("cut_detail") or "") if reason else None
 
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array | None:
+        cut = columns["cut_reason"] if self._has_cuts else None
+        if self.expression is None:
+            return cut
+        rows = len(columns[self.expression.columns[0]]) if self.expression.columns else len(cut) if cut is not None else None
+        passing = self.expression.passing(columns, rows) if rows is not None else None
+        if passing is None:
+            return None
+        failed = pa.array(~passing)
+        return reason_column(len(passing), [(~passing, Reason.EXPRESSION)]) if cut is None else pc.if_else(failed, pa.scalar(str(Reason.EXPRESSION)), cut)
+
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con, params = evidence.con, self.params
         self._judge_expression(con)
@@ -153,7 +167,10 @@ class Select(Stage):
         if self.expression:
             columns = ", ".join(_quoted(name) for name in ("part", "row", *self.expression.columns))
             for batch in con.sql(f"SELECT {columns} FROM rows").to_arrow_reader(BATCH):
-                mask = pa.array([not self.expression(row) for row in batch.to_pylist()], pa.bool_())
+                passing = self.expression.passing({name: batch[name] for name in self.expression.columns}, batch.num_rows)
+                if passing is None:
+                    passing = np.array([self.expression(row) for row in batch.to_pylist()], bool)
+                mask = pa.array(~passing)
                 failed.append(batch.select(["part", "row"]).filter(mask))
         schema = pa.schema([("part", pa.int64()), ("row", pa.int64())])
         table = pa.Table.from_batches(failed).cast(schema) if failed else schema.empty_table()

@@ -56,6 +56,9 @@ class UrlDup(Stage):
             else None
         )
 
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        return columns["url_dup_reason"]
+
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Only rows whose URL stands more than once go through the windows: most of a crawl does not."""
         con = evidence.con

@@ -76,6 +76,7 @@ class WriteShards(Job):
     version: ClassVar[int] = 2
     Params = WriteShardsParams
     params: WriteShardsParams
+    writes_dataset = True
 
     def tasks(self, run: RunView) -> list[GroupTask]:
         """Groups whose inputs changed since they were written, or whose files are gone."""

@@ -1,0 +1,57 @@
+"""Verdicts as columns: what a stage's `decide_columns` gives back, and how such columns are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def reason_column(rows: int, rules: Sequence[tuple[np.ndarray, str]]) -> pa.Array:
+    """The reason of the first rule whose mask (bool [N]) holds, null where none does: dictionary [N]."""
+    codes = np.full(rows, -1, np.int8)
+    for place in range(len(rules) - 1, -1, -1):
+        codes[rules[place][0]] = place
+    names = pa.array([str(reason) for _, reason in rules], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), names)
+
+
+def as_floats(column: pa.Array) -> np.ndarray:
+    """A column of numbers as float64 [N], NaN where it is null."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def rounded(values: np.ndarray, digits: int) -> np.ndarray:
+    """`round(value, digits)` of each of float64 [N]: numpy's own rounding, which scales, is left alone where it may differ from Python's."""
+    scaled = values * 10.0**digits
+    found = np.rint(scaled) / 10.0**digits
+    with np.errstate(invalid="ignore"):
+        doubtful = np.flatnonzero((np.abs(scaled - np.floor(scaled) - 0.5) < 1e-3) | (np.abs(scaled) > 1e12))
+    found[doubtful] = [round(value, digits) for value in values[doubtful].tolist()]
+    return found
+
+
+def is_null(column: pa.Array) -> np.ndarray:
+    """bool [N]"""
+    return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def is_true(column: pa.Array) -> np.ndarray:
+    """bool [N] of a column of booleans: false where it is null."""
+    return column.fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def codes_of(reasons: pa.Array, names: list[str]) -> np.ndarray:
+    """Places in `names` of a column of reasons, -1 where null (int16 [N]); reasons that are not there yet are put at its end."""
+    column = reasons if pa.types.is_dictionary(reasons.type) else pc.dictionary_encode(reasons)
+    for name in column.dictionary.to_pylist():
+        if name is not None and name not in names:
+            names.append(name)
+    places = np.array([names.index(name) if name is not None else -1 for name in column.dictionary.to_pylist()] + [-1], np.int16)
+    indices = column.indices
+    found = (indices.fill_null(-1) if indices.null_count else indices).to_numpy(zero_copy_only=False)
+    return places[found]  # -1 takes the last place, which is -1 too

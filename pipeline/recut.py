@@ -1,0 +1,120 @@
+"""recut: the dataset of a changed recipe beside the old one, from what a run has measured: no image is decoded, no model asked.
+
+The new run directory holds the old one's values and stored images under the same names: as hard links on a disk (both directories go on by
+themselves: a part file is only ever replaced, a tar never changed), as copies where a link cannot be, by server-side copies in one bucket. `run.json` is
+written last and commits them. Then the changed recipe runs there: it judges, resolves, and cuts shards by copying byte ranges of stored images.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.changed import Changed, changed_run
+from pipeline.environment import code_version
+from pipeline.errors import Fatal, RecipeError
+from pipeline.files import sync_folder, temporary_name, writing
+from pipeline.lock import RunLock, read_owner
+from pipeline.plan import make_plan
+from pipeline.storage import ObjectPath, Place, place_of
+from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
+from schemas.record import RunRecord
+
+_THREADS = 8
+
+
+def prepare_recut(out: str, sets: list[str], target: str) -> Changed:
+    """Check what is asked, and bring the measurements into `target`; a call that was killed goes on when it is repeated.
+
+    Raises RecipeError where the changed recipe needs measurements that the run lacks (with the number of rows and the command to give), where no
+    job of it writes a dataset, or where `target` holds a run of another input; Fatal while a run works in `out`.
+    """
+    changed = changed_run(out, sets, lambda job: job.writes_dataset)
+    source, beside = changed.run.root, place_of(target)
+    if not changed.recipe.jobs:
+        raise RecipeError(f"{out}: no job of this recipe writes a dataset; add write_shards to its jobs")
+    if beside.resolve() == source.resolve() or beside.resolve().is_relative_to(source.resolve()):  # type: ignore[arg-type]
+        raise RecipeError(f"--out {target}: the new dataset goes beside the old run, not into it; name another folder")
+    if isinstance(source, ObjectPath) != isinstance(beside, ObjectPath) or getattr(source, "bucket", "") != getattr(beside, "bucket", ""):
+        raise RecipeError(f"--out {target}: must lie where {out} lies (both on disks, or both in one bucket), so that no image travels through this machine")
+    owner = read_owner(source / "lock")
+    if owner is not None and owner.alive:
+        raise Fatal(f"{out}: a run works here (process {owner.pid} on {owner.host}); wait for it or stop it")
+    _refuse_missing(changed, out)
+    _bring(changed, beside)
+    return changed
+
+
+def _refuse_missing(changed: Changed, out: str) -> None:
+    plan = make_plan(changed.recipe, out, facts=changed.chain.facts, outages=False)
+    missing = [stage for stage in plan.stages if stage.rows[1]]
+    if not missing:
+        return
+    told = ", ".join(f"{'' if low == high else 'up to '}{high:,} rows at {stage.name}" for stage in missing for low, high in [stage.rows])
+    raise RecipeError(f"{out}: this needs measurements that are not there: {told}; make them first, then give this command again:\n{changed.command(out)}")
+
+
+def _bring(changed: Changed, target: Place) -> None:
+    """Values, verdicts, resolved columns and stored images of the recipe's stages; `run.json` last."""
+    record = changed.run.store.read_run()
+    assert record is not None
+    lock = RunLock(target)
+    lock.acquire()
+    try:
+        store = Store(target, lock.token)
+        there = store.read_run()
+        if there is not None:
+            if there.source_fingerprint != record.source_fingerprint:
+                raise RecipeError(f"{target}: holds a run of another input; name another folder")
+            return
+        with ThreadPoolExecutor(_THREADS) as pool:
+            folders = set(pool.map(lambda path: _bring_one(path, changed.run.root, target), _files(changed)))
+        for folder in sorted(folders):
+            sync_folder(folder)
+        store.write_run(RunRecord(store.token, code_version(), changed.recipe.resolved, record.source_fingerprint, record.parts))
+    finally:
+        lock.release()
+
+
+def _files(changed: Changed) -> Iterator[Place]:
+    for node in changed.chain.nodes:
+        for kind in (VALUES, VERDICTS, RESOLVED):
+            yield from (changed.run.root / kind / node.name).glob("part-*.parquet")
+        if node.stage is not None and node.stage.writes_blobs:
+            yield from changed.run.store.blobs(node.name).glob("*.tar")
+
+
+def _bring_one(path: Place, source: Place, target: Place) -> Place:
+    """One file under the same name below `target`; returns its folder there. A file that is there already is whole."""
+    place = target / str(path)[len(str(source)) + 1 :]
+    if isinstance(path, ObjectPath) and isinstance(place, ObjectPath):
+        from pipeline import object_store
+
+        object_store.copy(path.bucket, path.key, place.key)
+        return place.parent
+    assert isinstance(path, Path) and isinstance(place, Path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        try:
+            os.link(path, place)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            _copy(path, place)
+    return place.parent
+
+
+def _copy(path: Path, place: Path) -> None:
+    temporary = temporary_name(place)
+    with writing(place):
+        try:
+            shutil.copyfile(path, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.rename(temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""A resolve asked in memory over whole columns: by the stage's own shorter way, by its DuckDB query over mapped columns, or part by part.
+
+Nothing of the run directory is written.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipeline.chain import Chain, Node, Ref
+from pipeline.corpus import Corpus
+from pipeline.errors import Fatal
+from pipeline.resolve import MEMORY_LIMIT, run_resolve
+from pipeline.stage import ColumnEvidence, Evidence, Vector
+from pipeline.store import RESOLVED, Store
+from pipeline.view import PartView, Verdict, flat
+from schemas.outcome import Status
+
+
+class CorpusView(PartView):
+    """A part whose moved columns come from the corpus. `alive` (bool [N] of the whole run): the rows that a resolve sees."""
+
+    def __init__(self, chain: Chain, corpus: Corpus, part: int, alive: np.ndarray | None = None):
+        super().__init__(chain, corpus.run.store, part, corpus.run.parts[part])
+        self.corpus, self.alive = corpus, alive
+
+    def fresh(self) -> CorpusView:
+        return CorpusView(self.chain, self.corpus, self.part, self.alive)
+
+    def column(self, ref: Ref) -> pa.Array:
+        if ref in self.corpus.moved:
+            return self.corpus.moved[ref].slice(int(self.corpus.starts[self.part]), self.rows)
+        return super().column(ref)
+
+    def before(self, node: Node) -> Verdict:
+        if self.alive is None:
+            return super().before(node)
+        start = int(self.corpus.starts[self.part])
+        alive = self.alive[start : start + self.rows]
+        status = np.where(alive, int(Status.KEPT), int(Status.SKIPPED)).astype(np.int8)
+        return Verdict(status, pa.nulls(self.rows, pa.string()), pa.nulls(self.rows, pa.string()), alive)
+
+
+def resolve_whole(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray) -> dict[Ref, pa.Array]:
+    """The columns that a resolve gives for the rows `alive` (bool [N]), each over all rows. Columns that nobody reads may be left out. Raises Fatal."""
+    stage = node.stage
+    assert stage is not None
+    wanted = _wanted(chain, node)
+    if not wanted:
+        return {}
+    evidence = ColumnEvidence(
+        lambda key: _column(node, corpus, key), alive, corpus.starts, chain.recipe.seed, wanted,
+        lambda name, keys, make: corpus.index(node.index, name, [ref for key in keys if (ref := _ref(node, key)) is not None], make),
+    )  # fmt: skip
+    found: Mapping[str, pa.Array] | None = stage.resolve_columns(evidence)
+    if found is None:
+        vectors = any(ref is not None and isinstance(chain.type_of(ref), Vector) for ref in node.reads_resolve.values())
+        found = _part_by_part(chain, node, corpus, alive, wanted) if vectors else _by_query(chain, node, corpus, alive, wanted)
+    if missing := wanted - set(found):
+        raise Fatal(f"{node.name}.resolve_columns gave no {', '.join(sorted(missing))}")
+    return {Ref(node.index, name, True): _cast(found[name], node.resolves[name]) for name in wanted}
+
+
+def _wanted(chain: Chain, node: Node) -> frozenset[str]:
+    """Columns that a later stage or the stage's own `decide` reads; of what stages judge by columns, lists and structs only where a later one reads them."""
+    read = {
+        ref.column
+        for later in chain.nodes[node.index :]
+        for ref in (*later.reads.values(), *later.reads_decide.values(), *later.reads_resolve.values())
+        if ref is not None and ref.resolved and ref.node == node.index
+    }
+    assert node.stage is not None
+    plain = node.stage.has_decide_columns
+    own = {name for name, kind in node.resolves.items() if node.stage.has_decide and not (plain and pa.types.is_nested(kind))}
+    return frozenset(read | own)
+
+
+def _ref(node: Node, key: str) -> Ref | None:
+    return Ref(0, "sample_id") if key == "sample_id" else node.reads_resolve[key]
+
+
+def _column(node: Node, corpus: Corpus, key: str) -> pa.Array:
+    ref = _ref(node, key)
+    return pa.nulls(corpus.rows) if ref is None else corpus.column(ref)
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    return column if column.type == kind else column.cast(kind)
+
+
+def _by_query(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wanted: frozenset[str]) -> dict[str, pa.Array]:
+    """The stage's `resolve` over a table in memory; only the wanted columns of its answer are made."""
+    stage = node.stage
+    assert stage is not None
+    places = np.flatnonzero(alive)
+    refs = {"sample_id": Ref(0, "sample_id"), **node.reads_resolve}
+    corpus.load(ref for ref in refs.values() if ref is not None)
+    index = pa.array(places)
+    part = np.repeat(np.arange(len(corpus.run.parts), dtype=np.int32), corpus.run.parts)[places]
+    row = (places - corpus.starts[part]).astype(np.int32)
+    columns = {"part": pa.array(part), "row": pa.array(row)}
+    columns |= {key: pa.nulls(len(places)) if ref is None else corpus.column(ref).take(index) for key, ref in refs.items()}
+    with tempfile.TemporaryDirectory(prefix="pairmill-whatif-") as scratch, duckdb.connect(str(Path(scratch) / "whatif.duckdb")) as con:
+        con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
+        con.register("rows", pa.table(columns))
+        try:
+            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed))
+            answer = relation.select(", ".join(f'"{name}"' for name in ("part", "row", *sorted(wanted)))).to_arrow_table()
+        except duckdb.Error as error:
+            raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
+    at = corpus.starts[answer["part"].to_numpy()] + answer["row"].to_numpy()
+    place = np.full(corpus.rows, -1, np.int64)
+    place[at] = np.arange(len(at))
+    taken = pa.array(place, mask=place < 0)
+    return {name: flat(answer[name].cast(node.resolves[name]).combine_chunks()).take(taken) for name in wanted}
+
+
+def _part_by_part(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wanted: frozenset[str]) -> dict[str, pa.Array]:
+    """As a run does it, its answer in a folder that is removed: for what reads vectors, which are in no cache."""
+    views = [CorpusView(chain, corpus, part, alive) for part in range(len(corpus.run.parts))]
+    with tempfile.TemporaryDirectory(prefix="pairmill-whatif-") as folder:
+        scratch = Store(Path(folder))
+        run_resolve(node, views, scratch)
+        tables = [scratch.read(RESOLVED, node.name, view.part, sorted(wanted)) for view in views]
+    whole = pa.concat_tables([table for table in tables if table is not None])
+    return {name: flat(whole[name].combine_chunks()) for name in wanted}
