@@ -66,6 +66,19 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, top: int = 1) -> tuple[n
     return places.astype(np.int32), cosines
 
 
+def products_above(left: np.ndarray, right: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inner products above `least` of rows [N, D] and [M, D], float32: where those of each left row begin (int64 [N + 1]), the products, the right rows.
+
+    Uses the calling thread alone: faiss, since numpy's products take all cores at every call.
+    """
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatIP(right.shape[1])
+    index.add(right)
+    limits, products, places = index.range_search(left, least)
+    return limits.astype(np.int64), products, places
+
+
 def in_order(items: Iterable[Any], work: Callable[[Any], T], threads: int | None = None) -> Iterator[T]:
     """Results of `work` in the order of the items, several at a time (None: cores at hand, at most 8); few of them wait."""
     workers = threads or max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
