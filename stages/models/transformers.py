@@ -129,7 +129,8 @@ class TransformersChat:
         try:
             with torch.inference_mode():
                 made = self.model.generate(
-                    **inputs, max_new_tokens=sampling.max_tokens, min_new_tokens=sampling.min_tokens or None, do_sample=False, logits_processor=processors, return_dict_in_generate=True,
+                    **inputs, max_new_tokens=sampling.max_tokens, min_new_tokens=sampling.min_tokens or None, do_sample=False,
+                    logits_processor=processors, return_dict_in_generate=True,
                     output_logits=any(request.sampling.numbers or request.sampling.yes_no for request in requests), temperature=None, top_p=None, top_k=None,
                 )  # fmt: skip
         finally:

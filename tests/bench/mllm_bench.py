@@ -67,7 +67,7 @@ def vllm_spec(weights: Path, **options: Any) -> dict[str, Any]:
 
 
 def as_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run this interpreter on a script, which prints one line of JSON; engines print lines too. Each side of a comparison has a fresh process and a fresh engine."""
+    """Run this interpreter on a script, which prints one line of JSON (engines print lines too): a fresh process and a fresh engine."""
     env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, env=env, check=False)
     if done.returncode:
