@@ -143,7 +143,7 @@ class WriteShards(Job):
         moved = folder.publish(units, files, manifest.to_bytes())
         folder.sweep_made({_SCAN, *(GroupRecord.path(made, record.group).name for record in records)})
         shards = sum(len(split.shards) for split in splits.values())
-        return {"samples": samples, "rejected": left, "shards": shards, "groups_written": len(results), "files_replaced": moved, "dataset": str(run.dataset)}
+        return {"samples": samples, "rejected": left, "shards": shards, "groups_written": len(results), "files_placed": moved, "dataset": str(run.dataset)}
 
     def _made(self, run: RunView) -> Place:
         return run.root / "jobs" / self.instance

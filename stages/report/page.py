@@ -124,7 +124,7 @@ class Page:
             lines = [charts.Line(t.value + (whole and t.side == "max"), f"{t.sign} {charts.number(t.value)}") for t in limits]
             label = self.cleaner.line(measure.label)
             svg = charts.histogram(bars, lines, f"histogram of {label}", SERIES)
-            outside = [f"{t.sign} {charts.number(t.value)}" for t in limits if not bars.start <= t.value <= bars.stop]
+            outside = [t for t in limits if not bars.start <= t.value <= bars.stop]
             chart = {
                 "label": label, "stage": measure.stage, "meaning": measure.meaning, "svg": svg, "rows": int(histogram.total.sum()), "bars": bars,
                 "limits": limits, "outside": outside, "low": histogram.low, "high": histogram.high, "median": histogram.quantile(0.5),
