@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,9 +111,12 @@ def measure(photos: list[Path], evaluation: int, widest: float, misses: Path | N
 
 def rendered(sets: EvaluationSets, count: int) -> dict[str, object]:
     started = time.perf_counter()
-    answers = list(asked(sets, scenes(0, count)))
-    alarms = sum(answer is not None and answer[2] >= LEAST for answer in answers)
-    looked = sum(one is not None for one in answers)
+    alarms = looked = 0
+    for number, answer in enumerate(asked(sets, scenes(0, count)), 1):
+        looked += answer is not None
+        alarms += answer is not None and answer[2] >= LEAST
+        if number % 10_000 == 0:
+            print(f"{number} scenes, {alarms} false alarms, {looked} looked at closely, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return {"scenes": count, "false_alarms": alarms, "looked_closely": looked, "seconds": round(time.perf_counter() - started, 1)}
 
 
