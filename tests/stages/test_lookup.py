@@ -16,17 +16,18 @@ def mutated(hashes: np.ndarray, draw: np.random.Generator, most: int) -> np.ndar
     return np.packbits(bits, axis=1)
 
 
-@pytest.mark.parametrize("brute", [False, True])
-@pytest.mark.parametrize(("width", "distance"), [(8, 0), (8, 6), (8, 11), (32, 31), (32, 40)])
-def test_all_pairs_within_the_distance_and_no_other(width: int, distance: int, brute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", [4, 3, 0])  # pieces of a word; 0: brute force
+@pytest.mark.parametrize(("width", "distance"), [(8, 0), (8, 6), (8, 11), (32, 31)])
+def test_all_pairs_within_the_distance_and_no_other(width: int, distance: int, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(distance)
     stored = draw.integers(0, 256, (400, width), dtype=np.uint8)
     stored = np.concatenate([stored, stored[:20]])
     asked = np.concatenate([mutated(stored[:150], draw, distance + 3), draw.integers(0, 256, (20, width), dtype=np.uint8)])
     monkeypatch.setattr("stages.dups.lookup._AT_ONCE", 5_000)
-    monkeypatch.setattr("stages.dups.lookup._BRUTE_NS", 0.0 if brute else 1e9)
+    monkeypatch.setattr("stages.dups.lookup._BRUTE_NS", 1e9 if cut else 0.0)
+    monkeypatch.setattr("stages.dups.lookup._PER_WORD", (cut or 4,))
     table = HashTable(stored, distance)
-    assert table.brute is brute
+    assert table.brute is (cut == 0)
     found = table.near(asked)
     expected = []
     numbers = [int.from_bytes(one.tobytes(), "big") for one in stored]
