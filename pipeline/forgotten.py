@@ -71,6 +71,10 @@ class Forgotten:
         self.salt = self.salt or secrets.token_hex(16)
         self._known[kind].add(self._salted(kind, _digest(kind, value)))
 
+    @property
+    def has_hashes(self) -> bool:
+        return bool(self._known["hash"])
+
     def refuses_url(self, url: str | None) -> bool:
         """Whether the URL is on the list, or its host or a domain above it."""
         if not url or not (self._known["url"] or self._known["domain"]):

@@ -68,6 +68,7 @@ class Context:
     `run`: name of the run, shared by its processes ('' outside of one); `workers` processes of the run on `nodes` machines.
     report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
     a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
+    refuses(SHA-256, ...): whether an image with one of these digests was removed from this run for good, and must not be stored again.
     shared: what stages that see one batch after each other may leave for the next one, such as decoded images; empty for each batch.
     """
 
@@ -82,6 +83,7 @@ class Context:
     scratch: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
     report: Callable[[int, Values | Failure], None] = lambda place, outcome: None
+    refuses: Callable[..., bool] = lambda *digests: False
 
 
 class Stage:
