@@ -31,7 +31,7 @@ bench: .venv/ready
 
 requirements: .uv/ready  ## resolve the locked versions anew; cpu.txt and gpu.txt differ by the build of vLLM
 	for device in cpu gpu; do \
-		$(UV) pip compile -q --python-version 3.11 --extra clip --extra train --extra mllm --extra ray --extra s3 --extra dev -c requirements/pins.txt \
+		$(UV) pip compile -q --python-version 3.11 --extra clip --extra clusters --extra train --extra mllm --extra ray --extra s3 --extra dev -c requirements/pins.txt \
 			--override requirements/overrides.txt --no-annotate --no-header --no-emit-index-url \
 			pyproject.toml requirements/engine-$$device.txt -o requirements/$$device.txt || exit 1; \
 	done

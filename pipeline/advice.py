@@ -6,6 +6,7 @@ from schemas.outcome import FailureCode
 
 _ADVICE: dict[str, str] = {
     FailureCode.BAD_ROW: "check the input's columns (input.url, input.text)",
+    FailureCode.FORGOTTEN: "nothing: it was removed for good",
     FailureCode.DNS: "check the resolver (/etc/resolv.conf) and the network",
     FailureCode.CONNECT: "check the network, the firewall and the proxy",
     FailureCode.TLS: "check the machine's clock and its CA certificates, and whether a proxy opens TLS connections",

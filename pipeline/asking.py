@@ -31,7 +31,8 @@ class Request(Protocol):
 
 
 class Asking:
-    """One stage's requests to one model for one part. `sent` counts requests that went to the model, `found` those the cache answered."""
+    """One stage's requests to one model for one part. `sent` counts requests that went to the model, `found` those the cache answered;
+    `tokens` are those of the answers that came from the model (prompt, answer), where it tells."""
 
     def __init__(self, model: ModelHandle, method: str, cache: AnswerCache):
         self.model = model
@@ -39,6 +40,7 @@ class Asking:
         self.cache = cache
         self.sent = 0
         self.found = 0
+        self.tokens = (0, 0)
         self.died_in_a_row = 0
         self.answered: Request | None = None  # one that the engine has answered
         self._under_way: list[Future[list[Any]]] = []
@@ -65,6 +67,11 @@ class Asking:
         for future in self._under_way:
             future.cancel()
         self.cache.flush()
+
+    def count_tokens(self, answers: list[Any]) -> None:
+        """Add up the tokens of fresh answers."""
+        counts = [(getattr(one, "prompt_tokens", 0), getattr(one, "n_tokens", 0)) for one in answers]
+        self.tokens = (self.tokens[0] + sum(asked for asked, _ in counts), self.tokens[1] + sum(made for _, made in counts))
 
     def _keep(self, keys: list[bytes], done: Future[list[Any]]) -> None:
         """Put answers into the cache as they come, from whichever thread."""
@@ -131,6 +138,7 @@ class Answers(Future[list[Any]]):
             if len(answers) != len(keys):
                 raise Fatal(f"models: {len(answers)} answers to {len(keys)} requests: a fault of the model's kind")
             self.known.update(zip(keys, answers, strict=True))
+            self.asking.count_tokens(answers)
             self.asking.died_in_a_row = 0
             self.asking.answered = self.open[keys[-1]]
         return dead

@@ -83,6 +83,7 @@ class BatchRunner:
         self.context = context
         self.breaker = breaker
         self.calls = 0
+        self.tokens = (0, 0)
         self.images: ImageWindows | None = None
         self._asking: Asking | None = None
 
@@ -103,7 +104,7 @@ class BatchRunner:
             finally:
                 self.close_cache()
         computed = join(self.node, done)
-        computed.calls = self.calls
+        computed.calls, computed.tokens = self.calls, self.tokens
         computed.model_seconds = self.context.model.seconds() - started if self.context.model else 0.0
         return computed
 
@@ -186,7 +187,7 @@ class BatchRunner:
         """Write the answers that have come."""
         if self._asking is not None:
             self._asking.close()
-            self.calls = self._asking.sent
+            self.calls, self.tokens = self._asking.sent, self._asking.tokens
 
     def _drain(self, batch: np.ndarray, rows: list[Any], future: Future[Any]) -> Iterator[tuple[np.ndarray, Computed]]:
         try:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_dataset, cli_repair, cli_whatif
+from pipeline import cli_dataset, cli_index, cli_repair, cli_whatif
 from pipeline.cli_options import (
     EXIT_FAILED,
     Address,
@@ -117,13 +117,20 @@ def plan(
     progress: ProgressMode = "auto",
     interval: Interval = 10.0,
     no_jobs: NoJobs = False,
+    probe: Annotated[
+        int | None, typer.Option("--probe", metavar="N", help="Run the stages on the first N rows in a temporary folder and estimate times and costs.", min=1)
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", metavar="X", help="With --probe: what an hour of the model's machine costs.", min=0)
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> int:
     """Show what `run` with the same options would do, and why; nothing is written.
 
     Stages with their columns, models, order and barriers, and per stage the rows and model calls that are not
-    committed yet. 'at most' marks numbers that depend on what earlier stages will find.
+    committed yet. 'at most' marks numbers that depend on what earlier stages will find. With --probe the stages run on a
+    few rows, which downloads and asks models as a run would; with --out as well, the estimate is kept in run.json for the report.
 
     \b
     Example:
@@ -131,6 +138,7 @@ def plan(
     """
     from pipeline.plan import make_plan
     from pipeline.plan_text import print_plan
+    from pipeline.probe import keep_probe, make_probe
     from pipeline.run import RunOptions, check_options
 
     check_options(RunOptions(executor, workers or 0, address))
@@ -139,7 +147,13 @@ def plan(
         built.jobs.clear()
     result = None
     with StopOnSignal():
-        result = make_plan(built, out)
+        made = make_plan(built, out)
+        if probe is not None:
+            found = make_probe(built, made, probe, price_per_hour, say)
+            made.probe = found.to_dict()
+            if out is not None:
+                keep_probe(built, out, found)
+        result = made
     if result is None:
         return EXIT_INTERRUPTED
     if json:
@@ -266,6 +280,7 @@ app.command(short_help="Show what a changed recipe would keep.")(cli_whatif.what
 app.command(short_help="Write the dataset of a changed recipe beside the old.")(cli_whatif.recut)
 app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
 app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)
+app.add_typer(cli_index.app, name="index", short_help="Indexes of evaluation sets and finished runs.")
 
 
 @app.command(short_help="Run it all on a small rendered web.")

@@ -17,11 +17,12 @@ from schemas.outcome import Failure
 
 @dataclass
 class Computed:
-    """Columns [n] and failures [n] (None where there is a value) of the rows that were computed, in their order."""
+    """Columns [n] and failures [n] (None where there is a value) of the rows that were computed, in their order; tokens: of prompts and answers."""
 
     columns: dict[str, pa.Array]
     failures: list[Failure | None]
     calls: int = 0
+    tokens: tuple[int, int] = (0, 0)
     model_seconds: float = 0.0
 
 

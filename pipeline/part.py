@@ -43,6 +43,7 @@ class StepResult:
     calls: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
+    tokens: tuple[int, int] = (0, 0)  # of prompts and of answers, where the model writes text
     outcomes: Runs = field(default_factory=list)  # of the rows that the budget counted, in order
 
 
@@ -143,7 +144,7 @@ def _measure(node: Node, view: PartView, env: Environment, result: StepResult) -
         if context.blobs is not None:
             context.blobs.abort()
         raise
-    result.computed, result.calls, result.model_seconds = len(rows), computed.calls, computed.model_seconds
+    result.computed, result.calls, result.model_seconds, result.tokens = len(rows), computed.calls, computed.model_seconds, computed.tokens
     result.outcomes = breaker.outcomes()
     result.seconds = time.perf_counter() - started
     columns = merge_values(node, view, valid, digests, rows, computed, tokens)
@@ -213,6 +214,8 @@ def commit_values(
     record.counts |= {f"failed:{code}": n for code, n in sorted(Counter(codes).items())}
     record.info = {**env.info, "computed": result.computed, "calls": result.calls}
     record.info |= {"seconds": round(result.seconds, 3), "model_seconds": round(result.model_seconds, 3), **marks}
+    if any(result.tokens):
+        record.info |= {"prompt_tokens": result.tokens[0], "answer_tokens": result.tokens[1]}
     if context.model is not None:
         record.info["weights"] = context.model.digest
     filled = [name for name in node.vectors if columns[name].type.byte_width]  # a part may have no vector at all

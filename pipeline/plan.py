@@ -75,6 +75,7 @@ class Plan:
     models: dict[str, dict[str, Any]]
     jobs: list[str]
     notes: list[str] = field(default_factory=list)
+    probe: dict[str, Any] | None = None  # see pipeline.probe
 
     @property
     def nothing_to_do(self) -> bool:
@@ -104,6 +105,7 @@ def make_plan(
         store = Store(out) if out is not None else scratch
         check_directory(store, chain)
         record = store.read_run() if out is not None else None
+        record = record if record is not None and record.parts else None  # a folder with nothing but the estimate of a probe
         views = _committed_views(chain, store, record, scratch) if record is not None else _new_views(chain, store, scratch, on_rows)
         unasked = failures_of_outages(chain, store, record.parts, record.stops) if record is not None and outages else Retry()
         forecast = Forecast(chain, views, Retry(retry or {}, unasked.parts))

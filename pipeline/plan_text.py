@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 
 from pipeline.console import number, plain_table, print_fact, span
@@ -20,6 +22,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     _print_models(plan, console)
     _print_order(plan, console)
     _print_work(plan, console)
+    if plan.probe is not None:
+        _print_probe(plan.probe, console)
     for note in plan.notes:
         console.print(f"note: {one_line(note, 600)}")
 
@@ -108,6 +112,29 @@ def _print_work(plan: Plan, console: Console) -> None:
     if high:
         told = f", about {number(round(sum(model_seconds)))} model-seconds at the rate of earlier parts" if model_seconds else ""
         console.print(f"model calls in all: {span((low, high))}{told}")
+
+
+def _print_probe(probe: dict[str, Any], console: Console) -> None:
+    console.print(f"\nWhat a probe of {probe['rows']:,} rows foretells", style="bold")
+    table = plain_table("stage", "measured", "rows/s", "answer tokens/s", "rows to come", "seconds", "model-seconds", wide="stage")
+    for one in probe["stages"]:
+        table.add_row(
+            one["stage"], number(one["measured"]), _figure(one["rows_per_s"]), _figure(one["answer_tokens_per_s"]), number(one["rows"]),
+            _figure(one["seconds"]), _figure(one["model_seconds"]),
+        )  # fmt: skip
+    console.print(table)
+    console.print("Seconds are those of one worker and one engine side by side, models started; rows to come are taken from the share that came so far.")
+    for one in probe["stages"]:
+        if one["engine_hours_per_million"] is not None:
+            asked, made = one["tokens_per_row"]
+            price = f", {one['price_per_million']:,.2f} at {probe['price_per_hour']:g} an hour" if one["price_per_million"] is not None else ""
+            tokens = f"{asked:,.1f} prompt and {made:,.1f} answer tokens a row"
+            told = f"{one['stage']}: {tokens}; a million images take {one['engine_hours_per_million']:,.2f} engine-hours"
+            console.print(told + price)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
 
 
 def _seconds(stage: StagePlan) -> str:

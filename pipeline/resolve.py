@@ -14,8 +14,8 @@ import pyarrow as pa
 from pipeline.chain import Chain, Node, Ref
 from pipeline.digests import digest_of, hash_column
 from pipeline.errors import Fatal
-from pipeline.stage import Evidence, Vector
-from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
+from pipeline.stage import Evidence, Vector, VectorBlock
+from pipeline.store import RESOLVED, VALUES, VERDICTS, Store, as_vectors
 from pipeline.view import PartView
 from schemas.outcome import Outcome
 from schemas.record import PartRecord
@@ -55,7 +55,8 @@ def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[Par
             alive = _gather(con, node, views)
             stage = node.stage
             assert stage is not None
-            evidence = Evidence(con, sum(view.rows for view in views), alive, views[0].chain.recipe.seed if views else 0)
+            total, seed = sum(view.rows for view in views), views[0].chain.recipe.seed if views else 0
+            evidence = Evidence(con, total, alive, seed, lambda key: _vectors(node, views, key), scratch)
             relation = stage.resolve(evidence)
             columns = ", ".join(f'"{name}"' for name in ("part", "row", *node.resolves))
             relation.select(columns).create("answer")
@@ -70,9 +71,7 @@ def _evidence_schema(chain: Chain, node: Node) -> pa.Schema:
     fields = [pa.field("part", pa.int32()), pa.field("row", pa.int32()), pa.field("sample_id", SAMPLE_ID)]
     for key, ref in node.reads_resolve.items():
         kind = pa.null() if ref is None else chain.type_of(ref)
-        if isinstance(kind, Vector):
-            raise Fatal(f"{node.name}: resolve reads {key!r}, a vector column; read vectors from their files instead")
-        if key != "sample_id":
+        if key != "sample_id" and not isinstance(kind, Vector):
             fields.append(pa.field(key, kind))
     return pa.schema(fields)
 
@@ -90,7 +89,7 @@ def _gather(con: duckdb.DuckDBPyConnection, node: Node, views: Sequence[PartView
             fresh = view.fresh()  # its columns are let go after this part
             rows = np.flatnonzero(_alive_with_value(node, fresh))
             counted += len(rows)
-            table = fresh.table({"sample_id": Ref(0, "sample_id"), **node.reads_resolve}, rows)
+            table = fresh.table({name: Ref(0, name) if name == "sample_id" else node.reads_resolve[name] for name in schema.names[2:]}, rows)
             table = table.add_column(0, "row", pa.array(rows.astype(np.int32)))
             table = table.add_column(0, "part", pa.array(np.full(len(rows), view.part, np.int32)))
             yield from table.select(schema.names).cast(schema).to_batches()
@@ -99,6 +98,22 @@ def _gather(con: duckdb.DuckDBPyConnection, node: Node, views: Sequence[PartView
     con.execute("CREATE TABLE rows AS SELECT * FROM incoming")
     con.unregister("incoming")
     return counted
+
+
+def _vectors(node: Node, views: Sequence[PartView], key: str) -> Iterator[VectorBlock]:
+    """One block per part that has rows with a vector; a part's vectors are in memory at a time."""
+    ref = node.reads_resolve[key]
+    if ref is None:
+        return
+    kind = views[0].chain.type_of(ref)
+    if not isinstance(kind, Vector):
+        raise Fatal(f"{node.name}: {key!r} is no vector column")
+    for view in views:
+        fresh = view.fresh()
+        column = fresh.column(ref)
+        rows = np.flatnonzero(_alive_with_value(node, fresh) & ~np.asarray(column.is_null()))
+        if len(rows):
+            yield VectorBlock(view.part, rows.astype(np.int32), as_vectors(column.take(pa.array(rows)), kind.dtype))
 
 
 def _alive_with_value(node: Node, view: PartView) -> np.ndarray:

@@ -143,8 +143,8 @@ def _cut(chain: Chain, store: Store, notify: Notify) -> list[int]:
             raise RecipeError(f"{store.root}: part files of the input are missing and the input no longer gives the rows it gave; name a new folder")
         parts = cut
     run_id = record.run_id if record is not None else store.token
-    stops = record.stops if record is not None else []
-    store.write_run(RunRecord(run_id, code_version(), chain.recipe.resolved, chain.nodes[0].compute_fingerprint, parts, stops))
+    stops, probe = (record.stops, record.probe) if record is not None else ([], {})
+    store.write_run(RunRecord(run_id, code_version(), chain.recipe.resolved, chain.nodes[0].compute_fingerprint, parts, stops, probe))
     return parts
 
 
@@ -228,6 +228,8 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
     if record is None:
         missing = "run.json is missing" if isinstance(store.root, ObjectPath) or store.root.is_dir() else "there is no such folder"
         raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")
+    if not record.parts:
+        raise RecipeError(f"{out}: no run here yet, only its estimate by `plan --probe`; start it with `pairmill run RECIPE --out {out}`")
     try:
         schema = read_metadata(store.path(VALUES, "source", 0)).schema.to_arrow_schema()
     except FileNotFoundError as error:

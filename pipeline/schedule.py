@@ -33,6 +33,7 @@ class Tally:
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     model_seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, tuple[int, int]] = field(default_factory=dict)  # of prompts and of answers
     parts_run: int = 0
     resolves: list[str] = field(default_factory=list)
 
@@ -40,6 +41,8 @@ class Tally:
         self.computed[result.stage] = self.computed.get(result.stage, 0) + result.computed
         self.calls[result.stage] = self.calls.get(result.stage, 0) + result.calls
         self.seconds[result.stage] = self.seconds.get(result.stage, 0.0) + result.seconds
+        before = self.tokens.get(result.stage, (0, 0))
+        self.tokens[result.stage] = (before[0] + result.tokens[0], before[1] + result.tokens[1])
         self.model_seconds[result.stage] = self.model_seconds.get(result.stage, 0.0) + result.model_seconds
 
 

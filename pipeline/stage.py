@@ -193,17 +193,36 @@ class Stage:
         return bool(self.model_method)
 
 
+@dataclass(frozen=True, slots=True)
+class VectorBlock:
+    """Vectors of some rows of one part: `rows` (place in the part, int32 [N], rising) and `vectors` [N, D] as stored."""
+
+    part: int
+    rows: np.ndarray
+    vectors: np.ndarray
+
+
+def _no_vectors(column: str) -> Iterator[VectorBlock]:
+    raise KeyError(column)
+
+
 @dataclass
 class Evidence:
     """What `resolve` sees: a DuckDB connection (out of core, spilling to disk) with the table `rows`: part, row
     (place in the part), sample_id (BLOB) and the columns of `reads_resolve`, one line per row that is alive at the
     stage (that has a value, where the stage computes). `total` counts the source rows of the run.
+
+    Vector columns of `reads_resolve` are not in the table: `vectors(key)` reads them part by part, in the order of the input, anew at each call;
+    rows of the table without a vector are left out, and so is all where no stage writes the column. What needs files of its own puts them into `scratch`,
+    which is removed after the resolve.
     """
 
     con: duckdb.DuckDBPyConnection
     total: int
     alive: int
     seed: int = 0
+    vectors: Callable[[str], Iterator[VectorBlock]] = _no_vectors
+    scratch: Path | None = None
 
 
 @dataclass

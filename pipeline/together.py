@@ -180,7 +180,7 @@ class Together:
         if len(rows) or record is None:
             computed = join(node, lane.done)
             context = lane.runner.context
-            result.computed, result.calls = len(rows), lane.runner.calls
+            result.computed, result.calls, result.tokens = len(rows), lane.runner.calls, lane.runner.tokens
             result.model_seconds = self._model_seconds(lane)
             result.outcomes = lane.breaker.outcomes()
             columns = merge_values(node, view, lane.valid, lane.digests, rows, computed, {})

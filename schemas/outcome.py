@@ -61,6 +61,7 @@ class Reason(StrEnum):
     BELOW_CUT = "below_cut"
     EXPRESSION = "expression"
     NOT_LISTED = "not_listed"
+    FORGOTTEN = "forgotten"
     CUSTOM = "custom"
 
 
@@ -71,6 +72,7 @@ class FailureCode(StrEnum):
     MISSING_IMAGE = "missing_image"
     UNREADABLE = "unreadable"
     UNSAFE_PATH = "unsafe_path"
+    FORGOTTEN = "forgotten"
     DNS = "dns"
     CONNECT = "connect"
     TLS = "tls"

@@ -16,6 +16,7 @@ class RunRecord:
 
     stops: each time a failure budget stopped the run: stage, code, why, when (`at`, seconds since 1970), when the computing of the part
     that broke it had begun, and how many rows of earlier parts were among those judged (`reach`).
+    probe: what `plan --probe` last estimated for this run, told to people; {} where there was none.
     """
 
     run_id: str
@@ -24,6 +25,7 @@ class RunRecord:
     source_fingerprint: str
     parts: list[int] = field(default_factory=list)
     stops: list[dict[str, Any]] = field(default_factory=list)
+    probe: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:

@@ -45,6 +45,9 @@ class CaptionParams(ChatParams):
         {}, description="column of each field of the prompt, such as {caption: caption_short.text, tags: tags.tags}; alt_text is the best text unless named"
     )
     max_tokens: int | None = Field(None, description="most tokens of an answer; a longer one fails as truncated; null: 48, 128, 400 or 160 by format", ge=1)
+    min_tokens: int = Field(
+        0, description="fewest tokens of an answer, not for kind http unless vLLM serves; as many as max_tokens: a fixed length, which is no truncation", ge=0
+    )
     temperature: float = Field(0.0, description="0 takes the likeliest words; above, answers are drawn with a seed that is recorded", ge=0)
     top_p: float = Field(1.0, description="share of probability that draws are made from", gt=0, le=1)
 
@@ -77,7 +80,9 @@ class Caption(ChatStage):
         return ("image", "sample_id", *dict.fromkeys(self._columns().values()))
 
     def check(self, available: Mapping[str, ColumnType]) -> None:
-        """Raises RecipeError where two prompts are named, or a field of the prompt has no column."""
+        """Raises RecipeError where two prompts are named, a field of the prompt has no column, or no answer is long enough and short enough."""
+        if self.params.min_tokens > self._most_tokens:
+            raise RecipeError(f"stages.{self.instance}.min_tokens: {self.params.min_tokens} is more than the most tokens of an answer, {self._most_tokens}")
         if self.params.prompt and self.params.prompt_text:
             raise RecipeError(f"stages.{self.instance}: give `prompt` or `prompt_text`, not both")
         for field in self.params.fields:
@@ -103,6 +108,10 @@ class Caption(ChatStage):
         digest = hashlib.sha256(self.params.prompt_text.encode()).hexdigest()[:12]
         return Prompt(f"custom-{digest}", 1, load_prompt("caption_short", where).system, marked)
 
+    @property
+    def _most_tokens(self) -> int:
+        return self.params.max_tokens or FORMATS[self.params.format][1]
+
     def _field_names(self) -> str:
         return ", ".join(self._prompt.fields) or "none"
 
@@ -115,10 +124,10 @@ class Caption(ChatStage):
         return {field: named[field] for field in self._prompt.fields}
 
     def sampling(self, row: Row, ctx: Context) -> Sampling:
-        most = self.params.max_tokens or FORMATS[self.params.format][1]
+        most, fewest = self._most_tokens, self.params.min_tokens
         if self.params.temperature == 0:
-            return Sampling(most)
-        return Sampling(most, self.params.temperature, self.params.top_p, seed_of(row, self.instance, ctx.seed))
+            return Sampling(most, min_tokens=fewest)
+        return Sampling(most, self.params.temperature, self.params.top_p, seed_of(row, self.instance, ctx.seed), min_tokens=fewest)
 
     def prompt_fields(self, row: Row) -> dict[str, str] | None:
         columns = self._columns()
@@ -130,7 +139,7 @@ class Caption(ChatStage):
         text = " ".join(answer.text.split())
         if answer.finish_reason == "refused" or _REFUSALS.match(text):
             return Failure(FailureCode.REFUSAL, cap_detail(text))
-        if answer.finish_reason == "length":
+        if answer.finish_reason == "length" and self.params.min_tokens < self._most_tokens:
             return Failure(FailureCode.TRUNCATED, cap_detail(f"after {answer.n_tokens} tokens: {text}"))
         if not any(character.isalnum() for character in text):
             return Failure(FailureCode.BAD_ANSWER, f"{answer.text!r} has no word")

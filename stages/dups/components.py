@@ -87,3 +87,25 @@ def _strong_links(left: np.ndarray, right: np.ndarray, strength: np.ndarray, rea
         parent[max(a, b)] = min(a, b)
         centre[min(a, b)] = min(ca, cb, key=lambda row: (-strength[row], row))
     return np.array(taken, np.int64)
+
+
+def greatest_forest(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Which edges (places, rising) make a spanning forest of greatest weight; among equal ones those that come first (Boruvka).
+
+    At every threshold of the weight its edges join the same rows as all edges do.
+    """
+    rows, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
+    order = np.argsort(-weight, kind="stable")
+    a, b = ends[: len(left)][order], ends[len(left) :][order]
+    label, taken = np.arange(len(rows)), np.zeros(len(order), bool)
+    open_ = np.arange(len(order))
+    while len(open_):
+        one, other = label[a[open_]], label[b[open_]]
+        apart = one != other
+        open_, one, other = open_[apart], one[apart], other[apart]
+        best = np.full(len(rows), len(order))
+        np.minimum.at(best, one, open_)
+        np.minimum.at(best, other, open_)
+        taken[best[best < len(order)]] = True
+        label = components(len(rows), a[taken], b[taken])
+    return np.sort(order[taken])

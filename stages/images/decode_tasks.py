@@ -89,6 +89,28 @@ def _hashes(data: bytes, pixel_limit: int, **wanted: bool) -> tuple[Facts, Paylo
     return {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(found).items()}, b""
 
 
+def _looks(data: bytes, pixel_limit: int, mirrored: bool) -> tuple[Facts, Payload]:
+    """Hashes of how a row is looked at (hex), and the views, one behind another."""
+    from stages.images.leaks import SIDE, looks
+
+    found = looks(decode(data, pixel_limit=pixel_limit, min_width=2 * SIDE, min_height=2 * SIDE), mirrored)
+    return {"hashes": [look.hash.hex() for look in found]}, np.stack([look.view for look in found])
+
+
+def _indexed(data: bytes, pixel_limit: int, pdq: bool) -> tuple[Facts, Payload]:
+    """What an index keeps of an image, as hex; see `stages.images.leaks.index_picture`."""
+    from stages.images.hashes import WORKING_SIDE, hash_image
+    from stages.images.leaks import index_picture
+
+    pixels = decode(data, pixel_limit=pixel_limit, min_width=WORKING_SIDE, min_height=WORKING_SIDE)
+    hashes, box, thumb = index_picture(pixels)
+    plain = hash_image(pixels, pdq=pdq)
+    facts = {"phash": plain.phash.hex(), "phash_quality": plain.quality, "windows": hashes.hex(), "box": box.hex()}
+    facts |= {"pdq": plain.pdq.hex(), "pdq_quality": plain.pdq_quality} if plain.pdq is not None else {}
+    return facts, thumb
+
+
 TASKS: dict[str, Callable[..., tuple[Facts, Payload]]] = {
     "normalize": _normalize, "check": _check, "pixels": _pixels, "crop": _crop, "fit": _fit, "hashes": _hashes,
+    "looks": _looks, "indexed": _indexed,
 }  # fmt: skip

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from stages.images.buffers import Bytes
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
 from stages.images.decode_tasks import Facts, perform, task_bytes
 from stages.images.normalize import ImageRules, StoredImage
+
+if TYPE_CHECKING:
+    from stages.images.leaks import Look
 
 Made = TypeVar("Made")
 _MOST_PROCESSES = 8
@@ -85,6 +88,14 @@ class Decoders:
     def hashes(self, data: bytes, pixel_limit: int = DEFAULT_PIXEL_LIMIT, **wanted: bool) -> Future[dict[str, Any] | Failure]:
         """Columns of `image_hash`, see `stages.images.hashes.hash_image`."""
         return self.submit(task_bytes("hashes", pixel_limit=pixel_limit, **wanted), data, _hash_columns)
+
+    def looks(self, data: bytes, mirrored: bool, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Future[list[Look] | Failure]:
+        """How a row is compared with evaluation pictures, see `stages.images.leaks.looks`."""
+        return self.submit(task_bytes("looks", pixel_limit=pixel_limit, mirrored=mirrored), data, _looks)
+
+    def indexed(self, data: bytes, pdq: bool, pixel_limit: int = DEFAULT_PIXEL_LIMIT) -> Future[dict[str, Any] | Failure]:
+        """Hash columns of an index file (`stages.index.files`)."""
+        return self.submit(task_bytes("indexed", pixel_limit=pixel_limit, pdq=pdq), data, _index_columns)
 
     def decode_pixels(self, images: Iterable[bytes], **options: int) -> list[np.ndarray | Failure]:
         """`pixels` of several images, decoded side by side, in their order."""
@@ -164,6 +175,18 @@ def _hash_columns(facts: Facts, payload: bytes) -> dict[str, Any]:
     if facts["pdq"] is not None:
         columns |= {"pdq": bytes.fromhex(facts["pdq"]), "pdq_quality": facts["pdq_quality"], "pdq_turned": bytes.fromhex(facts["pdq_turned"])}
     return columns
+
+
+def _looks(facts: Facts, payload: bytes) -> list[Look]:
+    from stages.images.leaks import VIEW, Look  # the codecs of the decoders, which a worker that hashes nothing need not load
+
+    hashes = facts["hashes"]
+    views = np.frombuffer(payload, np.uint8).reshape(len(hashes), VIEW, VIEW)
+    return [Look(bytes.fromhex(one), view) for one, view in zip(hashes, views, strict=True)]
+
+
+def _index_columns(facts: Facts, payload: bytes) -> dict[str, Any]:
+    return {name: bytes.fromhex(value) if isinstance(value, str) else value for name, value in facts.items()} | {"thumb": bytes(payload)}
 
 
 def _array(facts: Facts, payload: bytes) -> np.ndarray:

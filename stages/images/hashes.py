@@ -78,8 +78,16 @@ def picture_quality(pixels: np.ndarray) -> int:
 
 def _low_frequencies(pixels: np.ndarray) -> np.ndarray:
     """DCT coefficients 1 to 8 both ways (float32 [8, 8], rows are vertical frequencies) of the 32 x 32 grey picture: pHash of Zauner 2010, section 3.2.1."""
-    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    return _dct(cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA))
+
+
+def _dct(grey: np.ndarray) -> np.ndarray:
     return cv2.dct(grey.astype(np.float32))[1:9, 1:9]
+
+
+def hash_bits(grey: np.ndarray) -> bytes:
+    """The 64-bit pHash (8 bytes) of a grey picture uint8 [32, 32]."""
+    return _bits(_dct(grey))
 
 
 def _bits(coefficients: np.ndarray) -> bytes:

@@ -89,7 +89,7 @@ class FakeChat:
             text = str(int.from_bytes(seed[2:4], "big") % 101)
             numbers = {int(text): 0.75, 0: 0.25} if sampling.numbers and text != "0" else {0: 1.0} if sampling.numbers else None
         else:
-            count = min(sampling.max_tokens, 8 + seed[3] % 8)
+            count = min(sampling.max_tokens, max(sampling.min_tokens, 8 + seed[3] % 8))
             text = " ".join(_WORDS[byte % len(_WORDS)] for byte in seed[4 : 4 + count])
         n_tokens = len(text.split())
         return ChatAnswer(text, n_tokens, "length" if planned == "truncated" else "stop", 0, numbers, seed[5] / 255 if sampling.yes_no else None)

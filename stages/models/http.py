@@ -139,6 +139,8 @@ class HttpChat:
         body: dict[str, Any] = {"model": self.spec["name"], "messages": messages, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
         if sampling.temperature > 0:
             body |= {"top_p": sampling.top_p, "seed": sampling.seed}
+        if sampling.min_tokens:  # vLLM's servers know it; others may refuse the request
+            body["min_tokens"] = sampling.min_tokens
         if sampling.numbers or sampling.yes_no:
             body |= {"logprobs": True, "top_logprobs": MOST_LOGPROBS}
         if sampling.choices:

@@ -21,7 +21,7 @@ class Sampling:
     """How an answer is drawn. temperature 0 is greedy; seed: of this one request, None where it is greedy.
 
     numbers: also give the probabilities of the numbers 0 to 100 as first token; yes_no: that of yes against no. choices: the answer must
-    be one of these texts.
+    be one of these texts. min_tokens: the answer may not end before.
     """
 
     max_tokens: int
@@ -31,6 +31,14 @@ class Sampling:
     numbers: bool = False
     choices: tuple[str, ...] = ()
     yes_no: bool = False
+    min_tokens: int = 0
+
+    def to_json(self) -> str:
+        """As it goes into the key of a request. A field that came later stands in it only where it is set: older answers stay known."""
+        facts = asdict(self)
+        if not self.min_tokens:
+            del facts["min_tokens"]
+        return json.dumps(facts, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class ChatRequest:
 
     def key(self, model_digest: str) -> bytes:
         """SHA-256 over all that makes the answer: model, engine and version (in `model_digest`), texts, pixels, sampling."""
-        parts = (model_digest, self.system, self.text, self.image_digest.hex(), json.dumps(asdict(self.sampling), sort_keys=True))
+        parts = (model_digest, self.system, self.text, self.image_digest.hex(), self.sampling.to_json())
         digest = hashlib.sha256()
         for part in parts:
             raw = part.encode("utf-8", "surrogatepass")

@@ -92,7 +92,7 @@ class TransformersChat:
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place in places:
             sampling = requests[place].sampling
-            kind = (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.choices, requests[place].image is None)
+            kind = (sampling.max_tokens, sampling.min_tokens, sampling.temperature, sampling.top_p, sampling.choices, requests[place].image is None)
             groups.setdefault(kind, []).append(place)
         return [group[start : start + self.batch_size] for group in groups.values() for start in range(0, len(group), self.batch_size)]
 
@@ -129,7 +129,8 @@ class TransformersChat:
         try:
             with torch.inference_mode():
                 made = self.model.generate(
-                    **inputs, max_new_tokens=sampling.max_tokens, do_sample=False, logits_processor=processors, return_dict_in_generate=True,
+                    **inputs, max_new_tokens=sampling.max_tokens, min_new_tokens=sampling.min_tokens or None, do_sample=False,
+                    logits_processor=processors, return_dict_in_generate=True,
                     output_logits=any(request.sampling.numbers or request.sampling.yes_no for request in requests), temperature=None, top_p=None, top_k=None,
                 )  # fmt: skip
         finally:

@@ -1,9 +1,11 @@
 """Model kind `vllm`: multimodal language models through vLLM's asynchronous engine, which batches whatever is in flight.
 
 In a recipe: `models: {mllm: {kind: vllm, weights: Qwen/Qwen2-VL-2B-Instruct}}`. `weights` is a folder in Hugging Face's format, a name of its
-hub, or `bundled:NAME`. Further keys, named as vLLM names them: revision, dtype (auto), max_model_len (4096), max_num_seqs (64), tensor_parallel_size,
-gpu_memory_utilization, enforce_eager. Beside them: max_pixels (448 * 448; larger images are scaled down to it), replicas, concurrency (requests in
-flight per replica, twice max_num_seqs), kv_cache_gb (without a GPU: memory for the keys and values, 1), processor_cache_gb (1).
+hub, or `bundled:NAME`. Further keys, named as vLLM names them: revision, dtype (auto), max_model_len (4096), max_num_seqs (64),
+tensor_parallel_size, gpu_memory_utilization, enforce_eager, block_size (tokens whose keys and values are kept and found again together; without
+a GPU 32 in place of vLLM's 128, since of a common prefix only whole blocks are found). Beside them: max_pixels (448 * 448; larger images are
+scaled down to it), replicas, concurrency (requests in flight per replica, twice max_num_seqs), kv_cache_gb (without a GPU: memory for the
+keys and values, 1), processor_cache_gb (1).
 
 One engine serves all workers of a run, and several parts at once. When the engine ends under its requests it is started again.
 """
@@ -25,8 +27,9 @@ from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_id
 from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
-ENGINE_KEYS = ("max_num_seqs", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
+ENGINE_KEYS = ("max_num_seqs", "block_size", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
 MACHINE_KEYS = frozenset({*ENGINE_KEYS, "concurrency", "kv_cache_gb", "processor_cache_gb"})
+CPU_BLOCK = 32  # the smallest that vLLM's CPU kernels take
 SHARED = True
 _KEYS = frozenset({"revision", "dtype", "max_model_len", *MACHINE_KEYS})
 
@@ -70,6 +73,8 @@ class VllmChat:
         self.dtype = str(spec.get("dtype", "auto"))
         self.digest = engine_digest(spec, "vllm", version, self.dtype)
         self.starts = 0
+        self.prompt_tokens = 0  # of all requests answered, and how many of them the engine had in its prefix cache
+        self.cached_tokens = 0
         self._numbers = itertools.count()
         self._loop = LoopThread("pairmill-vllm")
         self._starting: asyncio.Lock | None = None
@@ -115,10 +120,13 @@ class VllmChat:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options = {key: self.spec[key] for key in ENGINE_KEYS if key in self.spec}
         options.setdefault("max_num_seqs", 64)
+        if current_platform.is_cpu():
+            options.setdefault("block_size", CPU_BLOCK)
         try:
             return AsyncLLM.from_engine_args(
                 AsyncEngineArgs(
@@ -155,6 +163,8 @@ class VllmChat:
                 raise Fatal(f"models: {self.weights}: {type(cause).__name__}: {cause}") from error
             return Failure(FailureCode.MODEL_ERROR, f"{type(cause).__name__}: {cause}")
         made = last.outputs[0]
+        self.prompt_tokens += len(last.prompt_token_ids)
+        self.cached_tokens += last.num_cached_tokens or 0
         reason = "length" if made.finish_reason == "length" else "stop"
         numbers = self._probabilities(made.logprobs) if request.sampling.numbers else None
         yes = self._yes(made.logprobs) if request.sampling.yes_no else None
@@ -165,6 +175,7 @@ class VllmChat:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         options: dict[str, Any] = {"max_tokens": wanted.max_tokens, "temperature": wanted.temperature, "top_p": wanted.top_p, "seed": wanted.seed}
+        options["min_tokens"] = wanted.min_tokens
         if wanted.numbers:
             if not self._number_ids:
                 raise Fatal(f"models: {self.weights} splits numbers into several tokens, which have no probability as one; switch `expectation` off")

@@ -126,10 +126,15 @@ class Cost:
     cut: int = 0
     saved: float = 0.0
     saved_model: float = 0.0
+    answer_tokens: int = 0
 
     @property
     def rate(self) -> float | None:
         return self.computed / self.seconds if self.seconds and self.computed else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.answer_tokens / self.model_seconds if self.answer_tokens and self.model_seconds else None
 
 
 def make_costs(run: RunView, waterfall: Waterfall) -> list[Cost]:
@@ -139,7 +144,7 @@ def make_costs(run: RunView, waterfall: Waterfall) -> list[Cost]:
     footers = run.records()
     for node in run.chain.nodes[1:]:
         infos = [footers[key].info for part in range(len(run.parts)) if (key := (VALUES, node.name, part)) in footers]
-        sums = {name: sum(info.get(name) or 0 for info in infos) for name in ("computed", "calls", "seconds", "model_seconds")}
+        sums = {name: sum(info.get(name) or 0 for info in infos) for name in ("computed", "calls", "seconds", "model_seconds", "answer_tokens")}
         uses = node.stage is not None and node.stage.uses_model
         costs.append(Cost(node.name, (node.stage.model_name or "") if uses and node.stage is not None else "", **sums))
     steps = {step.stage: step for step in waterfall.steps}
@@ -153,6 +158,28 @@ def make_costs(run: RunView, waterfall: Waterfall) -> list[Cost]:
         seconds += cost.seconds * per_row * step.reached
         model_seconds += cost.model_seconds * per_row * step.reached
     return costs
+
+
+@dataclass
+class Estimate:
+    """What `plan --probe` foretold for a stage, and what the run then took; `seconds` of workers side by side are added up."""
+
+    stage: str
+    rows: int
+    seconds: float | None
+    model_seconds: float | None
+    cost: Cost
+
+
+def make_estimates(run: RunView, costs: list[Cost]) -> list[Estimate]:
+    """One line per stage that the probe in run.json tells of; none without a probe."""
+    record = run.store.read_run()
+    told = {one["stage"]: one for one in (record.probe if record is not None else {}).get("stages", [])}
+    return [
+        Estimate(cost.stage, one["rows"], one["seconds"], one["model_seconds"], cost)
+        for cost in costs
+        if (one := told.get(cost.stage)) is not None and (one["seconds"] or cost.computed)
+    ]
 
 
 def make_models(run: RunView) -> list[dict[str, str]]:

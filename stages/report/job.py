@@ -54,7 +54,9 @@ def inputs_of(run: RunView, params: ReportParams) -> str:
     names = ("dataset/manifest.json", "result.json", "evaluate/*.json")
     roots = [run.root, *map(place_of, params.compare.values())]
     files = [piece for root in roots for name in names for path in files_of(root, name) for piece in (path.name, path.read_bytes())]
-    return digest_of("report", Report.version, params.model_dump(mode="json"), run.state_digest(), run.chain.recipe.resolved, *files)
+    record = run.store.read_run()
+    probe = record.probe if record is not None else {}
+    return digest_of("report", Report.version, params.model_dump(mode="json"), run.state_digest(), run.chain.recipe.resolved, probe, *files)
 
 
 def params_of(run: RunView) -> ReportParams:
@@ -91,7 +93,9 @@ def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "")
     found = collector.collect()
     waterfall = facts.make_waterfall(run, found)
     roots = {"this run": run.root} | {name: place_of(folder) for name, folder in params.compare.items()}
-    told = Facts(waterfall, facts.make_costs(run, waterfall), facts.make_models(run), facts.make_versions(run))
+    costs = facts.make_costs(run, waterfall)
+    told = Facts(waterfall, costs, facts.make_models(run), facts.make_versions(run))
+    told.estimates = facts.make_estimates(run, costs)
     told.trainings, told.evaluations = make_trainings(roots), make_evaluations(roots)
     if params.truth:
         told.rules, kept, right = facts.make_rules(run, params.truth)

@@ -19,7 +19,7 @@ from stages.report import charts
 from stages.report.captions import Kind
 from stages.report.cards import Card, CardMaker
 from stages.report.collect import Collected, Gallery, Group
-from stages.report.facts import MOST_REASONS, Cost, Rule, Waterfall
+from stages.report.facts import MOST_REASONS, Cost, Estimate, Rule, Waterfall
 from stages.report.safe import Cleaner, json_block
 from stages.report.thumbnails import Thumbnails
 from stages.report.training import Evaluation, Training
@@ -34,6 +34,7 @@ class Facts:
 
     waterfall: Waterfall
     costs: list[Cost]
+    estimates: list[Estimate] = field(init=False, default_factory=list)
     models: list[dict[str, str]]
     versions: list[str]
     trainings: list[Training] = field(default_factory=list)

@@ -33,11 +33,12 @@ REASONS: dict[str, str] = {
     "low_mllm": "A multimodal model gave the pair a score below the limit.",
     "low_trust": "The generated caption is trusted less than the recipe asks for.",
     "bad_caption": "The generated caption has a fault that the recipe does not accept.",
-    "contaminated": "The image is in an evaluation set, and training on it would spoil the measurement.",
+    "contaminated": "The image or its text is in an evaluation set, and training on it would spoil the measurement.",
     "balanced_out": "Its concept is common, and only some of its pairs were drawn.",
     "below_cut": "It did not rank among the share of rows that the recipe keeps.",
     "expression": "It does not satisfy the recipe's condition.",
     "not_listed": "Its id is not in the recipe's list.",
+    "forgotten": "It is on a list of what must not be used again.",
     "custom": "A rule of the user's own; its words stand with each row.",
 }
 
@@ -45,6 +46,7 @@ FAILURES: dict[str, str] = {
     "bad_row": "The line of the input is no row: no URL, or one that cannot be read.",
     "missing_image": "There is a text and no image to it.",
     "unreadable": "The file cannot be read to its end.",
+    "forgotten": "It was removed for good, and nothing of it is kept.",
     "unsafe_path": "The name leads out of the folder or archive and was not followed.",
     "bad_response": "The server's answer breaks the rules of HTTP.",
     "dns": "The host's name does not exist any more.",
@@ -87,6 +89,9 @@ STAGES: dict[str, str] = {
     "image_hash": "Hashes every image by what it shows.",
     "near_dup": "Finds all pairs of images that look nearly the same.",
     "dedup": "Of rows with the same or nearly the same image, one stays and takes over the texts of the others.",
+    "decontaminate": "Keeps images and texts of evaluation sets out of the data.",
+    "known_dup": "Leaves out what an earlier run has already.",
+    "refuse": "Leaves out what is on a list of things to be forgotten.",
     "select": "The last cut: conditions, lists of ids, and shares of all rows.",
     "corrupt": "Swaps the texts of some rows on purpose, so that scores can be put to the test.",
 }

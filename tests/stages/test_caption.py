@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.errors import RecipeError
 from stages import prompts
 from stages.caption import CLIP_WINDOW, FORMATS, Caption, clip_tokens
 from stages.images.fit import fit_image
-from stages.models.protocols import ChatAnswer
+from stages.models.protocols import ChatAnswer, Sampling
 from tests.stages.asked_rows import Scripted, ask, row
 from tests.stages.conftest import jpeg_bytes
 
@@ -44,6 +45,20 @@ def test_each_format_has_its_prompt_and_length(format: str) -> None:
     prompt = prompts.load(FORMATS[format][0])
     values = {"alt_text": "a tale of (text) two (/text) towns"} if prompt.fields else {}
     assert model.asked[0].text == prompt.render(**values) and model.asked[0].sampling.max_tokens == FORMATS[format][1]
+
+
+def test_fewest_tokens_are_asked_for_and_a_fixed_length_is_no_truncation() -> None:
+    model = Scripted(ChatAnswer("a red dog", 8, "length"))
+    (fixed,) = ask(make(max_tokens=8, min_tokens=8), model, [row("alt")])
+    (cut,) = ask(make(max_tokens=8, min_tokens=4), model, [row("alt")])
+    assert fixed["text"] == "a red dog" and fixed["finish_reason"] == "length" and cut.code == "truncated"
+    assert [request.sampling.min_tokens for request in model.asked] == [8, 4]
+
+
+def test_a_request_without_fewest_tokens_has_the_key_it_had_before_there_were_any() -> None:
+    older = {"max_tokens": 3, "temperature": 0.0, "top_p": 1.0, "seed": None, "numbers": False, "choices": [], "yes_no": False}
+    assert json.loads(Sampling(3).to_json()) == older
+    assert json.loads(Sampling(3, min_tokens=2).to_json()) == older | {"min_tokens": 2}
 
 
 def test_tokens_are_clips_without_start_and_end() -> None:
@@ -100,6 +115,7 @@ def test_other_prompts_and_fields_from_columns() -> None:
         ({"prompt": "caption_long", "prompt_text": "x"}, "not both"),
         ({"prompt_text": "a {0} b"}, "a field is a name in braces"),
         ({"prompt_text": "a { b"}, "write a brace"),
+        ({"max_tokens": 4, "min_tokens": 5}, "is more than the most tokens"),
         ({"fields": {"tags": "tags.tags"}}, "has no field 'tags'"),
     ],
 )

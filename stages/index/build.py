@@ -1,0 +1,151 @@
+"""An index made of images and texts at hand: a folder, tars, a file of texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+
+from pipeline.console import some
+from pipeline.digests import digest_of
+from pipeline.errors import RecipeError
+from pipeline.models import local_model, model_identity
+from pipeline.recipe import build_params
+from schemas.outcome import Failure
+from stages.images.decoders import DecoderLimits, shared_decoders
+from stages.images.hashes import has_pdq
+from stages.images.local import Place as At
+from stages.images.local import plan_reads, read_places
+from stages.index.files import EMBEDDING, Index, make_index
+from stages.index.texts import normalised
+from stages.source.image_folder import ImageFolder
+from stages.source.local_rows import LocalRow, LocalSource, absolute, text_of
+from stages.source.table_files import as_text, find_files
+from stages.source.webdataset_tars import WebdatasetTars
+
+_CHUNK = 256
+_MOST_BYTES = 256 << 20
+_TEXT_COLUMNS = ("text", "texts", "caption", "captions", "alt_text", "question")
+
+
+def images_source(images: str) -> LocalSource:
+    """The source that reads a folder of images, or tars. Raises RecipeError where there are none."""
+    path = absolute(images)
+    cls: type[LocalSource] = ImageFolder
+    if images.lower().endswith((".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")) or (Path(path).is_dir() and _holds_tars(Path(path))):
+        cls = WebdatasetTars
+    source = cls(build_params(cls, {"tars" if cls is WebdatasetTars else "folder": images}, "index"))
+    return source
+
+
+def _holds_tars(folder: Path) -> bool:
+    return any(folder.glob("*.tar")) and not any(folder.glob("*.jpg"))
+
+
+def build_index(
+    name: str, images: Iterable[str] = (), texts: Iterable[str] = (), model: dict[str, Any] | None = None, notes: list[str] | None = None
+) -> Index:
+    """Hash images (with the captions beside them) and texts into an index.
+
+    model: spec of a model that embeds images, as in a recipe's models table. An image that cannot be read or decoded is left out and told in `notes`.
+    Raises RecipeError where nothing is left.
+    """
+    told = notes if notes is not None else []
+    loaded = local_model(model) if model else None
+    tables = [_table(chunk, loaded, told) for folder in images for chunk in _chunks(images_source(folder).rows())]
+    lines = [line for file in texts for line in read_texts(file)]
+    if lines:
+        tables.append(pa.table({"item": [item for item, _ in lines], "texts": pa.array([[text] for _, text in lines], pa.list_(pa.string()))}))
+    tables = [table for table in tables if table.num_rows]
+    if not tables:
+        raise RecipeError(f"index {name}: no image and no text was found{': ' + told[0] if told else ''}")
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    facts = {"identity": digest_of(model_identity(model)), "digest": loaded.digest, "width": int(loaded.describe()["embed_dim"])} if model and loaded else {}
+    return make_index(name, whole, facts)
+
+
+def _chunks(rows: Iterator[LocalRow]) -> Iterator[list[LocalRow]]:
+    chunk: list[LocalRow] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _table(rows: list[LocalRow], model: Any, notes: list[str]) -> pa.Table:
+    """Items of some rows, in order; those without an image that can be read are left out."""
+    decoders, pdq = shared_decoders(DecoderLimits()), has_pdq()
+    good = [(at, row) for at, row in enumerate(rows) if row.file and not row.code]
+    notes += [f"{row.path}: {row.detail or 'no image'}" for row in rows if row.code or not row.file]
+    places = [At(at, row.file or "", row.offset, row.size) for at, row in good]
+    bodies = {at: data for task in plan_reads(places) for found in read_places(task, _MOST_BYTES) for at, data in found}
+    view = _view(model)
+    waiting = {
+        at: (decoders.indexed(data, pdq), decoders.crop(data, **view) if view else None)
+        for at, data in bodies.items() if not isinstance(data, Failure)
+    }  # fmt: skip
+    items: list[dict[str, Any]] = []
+    pixels: list[Any] = []
+    for at, row in good:
+        body, crop = bodies[at], None
+        found = body if isinstance(body, Failure) else waiting[at][0].result()
+        later = waiting[at][1] if at in waiting else None
+        if later is not None and not isinstance(found, Failure):
+            crop = later.result()
+            found = crop if isinstance(crop, Failure) else found
+        if isinstance(found, Failure) or isinstance(body, Failure):
+            notes.append(f"{row.path}: {found.detail or found.code}" if isinstance(found, Failure) else row.path)
+            continue
+        texts = sorted({text for entry in row.texts if (text := normalised(text_of(entry)))})
+        items.append({"item": row.path, "raw_sha256": hashlib.sha256(body).digest(), **found, "texts": texts or None})
+        pixels.append(crop)
+    return _with_embeddings(items, pixels, model)
+
+
+def _view(model: Any) -> dict[str, Any]:
+    facts = model.describe() if model else {}
+    return {"size": int(facts["image_size"]), "mode": facts["resize_mode"], "filter": facts["interpolation"]} if model else {}
+
+
+def _with_embeddings(items: list[dict[str, Any]], pixels: list[Any], model: Any) -> pa.Table:
+    table = pa.Table.from_pylist(items) if items else pa.table({"item": pa.array([], pa.string())})
+    if not model or not items:
+        return table
+    found = model.submit("embed", {"images": np.stack(pixels), "texts": []}).result()["image"].astype(np.float16)
+    return table.append_column(EMBEDDING, pa.array([one.tobytes() for one in found], pa.binary(found.shape[1] * 2)))
+
+
+def read_texts(file: str) -> Iterator[tuple[str, str]]:
+    """(item, normalised text) of a file: lines of a .txt; of a table (Parquet, CSV, TSV, JSON lines) its columns with texts. The item is <file>:<line>."""
+    path, name = absolute(file), file.rsplit("/", 1)[-1]
+    found = _lines(path) if name.lower().endswith(".txt") else _cells(path)
+    return ((f"{name}:{line}", plain) for line, text in found if (plain := normalised(text)))
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+        yield from enumerate(file, 1)
+
+
+def _cells(path: str) -> Iterator[tuple[int, str]]:
+    line = 0
+    for file in find_files([path], None, {}):
+        schema = file.schema()
+        columns = [name for name in _TEXT_COLUMNS if name in schema.names]
+        if not columns:
+            raise RecipeError(f"{path}: none of the columns {', '.join(_TEXT_COLUMNS)}; it has {some(schema.names)}")
+        for piece in file.batches(columns, {name: schema.field(name).type for name in columns}):
+            if isinstance(piece, list):
+                continue
+            for row in piece.to_pylist():
+                line += 1
+                cells = [entry for value in row.values() for entry in (value if isinstance(value, list) else [value])]
+                yield from ((line, text) for cell in cells if (text := as_text(cell)))

@@ -1,0 +1,153 @@
+"""One index file: a Parquet table with one line per item, and in its footer what made it and the digest of its contents."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.digests import digest_of, hash_column
+from pipeline.errors import Fatal, RecipeError
+from pipeline.files import Guard, commit_bytes, parquet_source, read_metadata
+from pipeline.registry import nearest
+from pipeline.storage import ObjectPath, Place, place_of
+from stages.images import leaks
+
+FOOTER = b"pairmill-index"
+FORMAT = 1
+SUFFIX = ".index.parquet"
+FOLDER_VARIABLE = "PAIRMILL_INDEXES"
+WINDOWS_BYTES = 8 * (1 + len(leaks.windows()))
+
+# Columns of every index; those that nothing is known for are null. Two more, `image_emb` (float16 of unit length), only where a model is named.
+SCHEMA = pa.schema(
+    [
+        pa.field("item", pa.string(), False),
+        pa.field("url_sha256", pa.binary(32)),
+        pa.field("raw_sha256", pa.binary(32)),
+        pa.field("phash", pa.binary(8)),
+        pa.field("phash_quality", pa.int16()),
+        pa.field("pdq", pa.binary(32)),
+        pa.field("pdq_quality", pa.int16()),
+        pa.field("windows", pa.binary(WINDOWS_BYTES)),
+        pa.field("box", pa.binary(4)),
+        pa.field("thumb", pa.binary(leaks.THUMB**2)),
+        pa.field("texts", pa.list_(pa.string())),
+    ]
+)
+EMBEDDING = "image_emb"
+
+
+@dataclass
+class IndexFacts:
+    """Footer of an index. name: how rows that match tell of it. counts: items, and how many have each column. pictures: version of windows and copies.
+
+    model: digest and name of the model of `image_emb`, and its width; empty without embeddings. digest: of all columns' values.
+    """
+
+    name: str
+    digest: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    pictures: int = leaks.VERSION
+    model: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass
+class Index:
+    """An index in memory: its facts and its table."""
+
+    facts: IndexFacts
+    table: pa.Table
+
+
+def make_index(name: str, table: pa.Table, model: dict[str, Any] | None = None) -> Index:
+    """An index of a table with columns of SCHEMA (and perhaps `image_emb`): lines in the order of items, equal lines once."""
+    columns = [table[one.name].cast(one.type) if one.name in table.column_names else pa.nulls(table.num_rows, one.type) for one in SCHEMA]
+    names = SCHEMA.names
+    if EMBEDDING in table.column_names:
+        columns, names = [*columns, table[EMBEDDING]], [*names, EMBEDDING]
+    whole = pa.table(dict(zip(names, columns, strict=True))).combine_chunks()
+    whole = whole.append_column("_hash", pa.array(_row_hashes(whole)))
+    whole = whole.sort_by([("item", "ascending"), ("_hash", "ascending")])
+    keys = list(zip(whole["item"].to_pylist(), whole["_hash"].to_pylist(), strict=True))
+    first = [at for at, key in enumerate(keys) if not at or key != keys[at - 1]]
+    whole = whole.drop_columns("_hash").take(pa.array(first, pa.int64())).combine_chunks()
+    counts = {"items": whole.num_rows} | {column: n for column in whole.column_names[1:] if (n := whole.num_rows - whole[column].null_count)}
+    digest = digest_of("index", *(piece for column in whole.column_names for piece in (column, hash_column(whole[column]))))
+    return Index(IndexFacts(name, digest, counts, leaks.VERSION, model or {}), whole)
+
+
+def _row_hashes(table: pa.Table) -> list[str]:
+    hashes = [hash_column(table[name]).tolist() for name in table.column_names]
+    return [",".join(map(str, row)) for row in zip(*hashes, strict=True)]
+
+
+def write_index(index: Index, path: Place, guard: Guard | None = None) -> None:
+    """Commit an index file; equal contents give equal bytes."""
+    footer = json.dumps(asdict(index.facts), sort_keys=True).encode()
+    sink = pa.BufferOutputStream()
+    table = index.table.replace_schema_metadata({FOOTER: footer})
+    pq.write_table(table, sink, compression="zstd", row_group_size=100_000, use_dictionary=False, store_schema=True)
+    commit_bytes(path, memoryview(sink.getvalue()), guard)
+
+
+def read_facts(path: Place) -> IndexFacts:
+    """Footer of an index file. Raises RecipeError where there is none, or where it is another kind of file."""
+    try:
+        raw = (read_metadata(path).metadata or {}).get(FOOTER)
+        facts = IndexFacts(**json.loads(raw)) if raw else None
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such index; `pairmill index list` shows those of this user, `pairmill index build` makes one") from None
+    except (pa.ArrowInvalid, TypeError, ValueError) as error:
+        raise RecipeError(f"{path}: is no index of pairmill ({error})") from error
+    if facts is None:
+        raise RecipeError(f"{path}: is a Parquet file, but no index of pairmill; make one with `pairmill index build`")
+    if facts.format != FORMAT or facts.pictures != leaks.VERSION:
+        raise RecipeError(f"{path}: was made by another version of pairmill (format {facts.format}, pictures {facts.pictures}); build it again")
+    return facts
+
+
+def read_index(path: Place, columns: list[str] | None = None) -> Index:
+    """An index file, whole or some of its columns."""
+    facts = read_facts(path)
+    try:
+        with pq.ParquetFile(parquet_source(path)) as file:
+            wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+            return Index(facts, file.read(columns=wanted, use_threads=False).replace_schema_metadata(None))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise Fatal(f"{path}: cannot be read ({error}); build the index again") from error
+
+
+def index_folder() -> Path:
+    """Folder of the indexes that are called by a name: PAIRMILL_INDEXES, or one in the user's data folder."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return Path(given) if given else data / "pairmill" / "indexes"
+
+
+def index_path(name: str) -> Place:
+    """Where the index NAME_OR_PATH lies: a path has a slash or ends in .parquet, anything else is a name in the user's folder."""
+    if "/" in name or name.endswith(".parquet"):
+        return place_of(name)
+    return index_folder() / f"{name}{SUFFIX}"
+
+
+def index_name(path: Place) -> str:
+    """The name of an index by that of its file."""
+    return path.name.removesuffix(SUFFIX).removesuffix(".parquet")
+
+
+def known_path(name: str) -> Place:
+    """The path of an index that must be there. Raises RecipeError with the nearest name."""
+    path = index_path(name)
+    if not path.is_file():
+        names = [index_name(one) for one in index_folder().glob(f"*{SUFFIX}")]
+        where = "" if isinstance(path, ObjectPath) or "/" in name else f" in {index_folder()}"
+        raise RecipeError(f"no index {name!r}{where}{nearest(name, names)}; make it with `pairmill index build {name} ...`")
+    return path

@@ -1,0 +1,1 @@
+"""Embeddings that earlier stages stored: read in blocks, clustered, searched for near pairs."""
