@@ -110,7 +110,7 @@ def _by_query(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wante
         con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
         con.register("rows", pa.table(columns))
         try:
-            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed))
+            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed, scratch=Path(scratch)))
             answer = relation.select(", ".join(f'"{name}"' for name in ("part", "row", *sorted(wanted)))).to_arrow_table()
         except duckdb.Error as error:
             raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
