@@ -124,7 +124,7 @@ class _Texts:
     def _words(self) -> dict[str, np.ndarray]:
         self.corpus.load(self.refs)
         texts = pc.coalesce(*(self.corpus.column(ref) for ref in self.refs))
-        return {"words": pc.count_substring_regex(texts, r"\S+").fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)}
+        return {"words": pc.count_substring_regex(texts, r"\S+").fill_null(0).to_numpy().astype(np.int32)}
 
     def _tokens(self) -> dict[str, np.ndarray]:
         rows = np.arange(self.corpus.rows) if self.corpus.rows <= SAMPLE else np.linspace(0, self.corpus.rows - 1, SAMPLE).astype(np.int64)

@@ -44,7 +44,7 @@ def read_hashes(evidence: ColumnEvidence) -> Hashes | None:
     words = np.ascontiguousarray(fixed_bytes(pa.chunked_array([hashes.take(pa.array(rows))]), width).view(np.uint64).T)
     flat = lists.flatten()
     right = evidence.starts[flat.field("part").to_numpy()] + flat.field("row").to_numpy()
-    left = np.repeat(np.arange(len(column)), pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False))
+    left = np.repeat(np.arange(len(column)), pc.list_value_length(lists).fill_null(0).to_numpy())
     both = hashed[left] & evidence.alive[right]
     return Hashes(rows, words, left[both], right[both], flat.field("distance").to_numpy()[both], width, within)
 

@@ -165,7 +165,8 @@ def call(out: Path) -> tuple[dict[str, Any], float, float]:
     """(answer, seconds, peak GiB) of one call of the command."""
     command = [sys.executable, "-m", "pipeline.cli", "whatif", str(out), "--import", str(PLUGINS), "--json", *(word for one in SETS for word in ("--set", one))]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=compiled)
     told = process.stdout.read() if process.stdout else b""
     _, status, usage = os.wait4(process.pid, 0)
     if status:
