@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.chain import Ref
 from pipeline.digests import digest_of
 from pipeline.errors import Fatal
+from pipeline.reason_columns import as_numbers
 from pipeline.run_view import RunView
 from pipeline.storage import ObjectPath
 from pipeline.store import RESOLVED, VALUES
@@ -168,7 +169,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _as_array(values: pa.Array) -> np.ndarray:
-    return np.array(values.to_pylist(), object) if pa.types.is_string(values.type) or pa.types.is_null(values.type) else values.to_numpy()
+    return np.array(values.to_pylist(), object) if pa.types.is_string(values.type) or pa.types.is_null(values.type) else as_numbers(values)
 
 
 def _as_list(array: np.ndarray) -> pa.Array:

@@ -23,7 +23,13 @@ def as_floats(column: pa.Array) -> np.ndarray:
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan)
     floats = column.cast(pa.float64())
-    return (floats.fill_null(np.nan) if floats.null_count else floats).to_numpy()
+    return as_numbers(floats.fill_null(np.nan) if floats.null_count else floats)
+
+
+def as_numbers(column: pa.Array) -> np.ndarray:
+    """A column of numbers without nulls as it lies in memory: `to_numpy` first imports pandas, where there is one."""
+    data = np.frombuffer(column.buffers()[1] or b"", column.type.to_pandas_dtype())
+    return data[column.offset : column.offset + len(column)]
 
 
 def rounded(values: np.ndarray, digits: int) -> np.ndarray:
@@ -62,5 +68,5 @@ def codes_of(reasons: pa.Array, names: list[str]) -> np.ndarray:
             names.append(name)
     places = np.array([names.index(name) if name is not None else -1 for name in column.dictionary.to_pylist()] + [-1], np.int16)
     indices = column.indices
-    found = (indices.fill_null(-1) if indices.null_count else indices).to_numpy()
+    found = as_numbers(indices.fill_null(-1) if indices.null_count else indices)
     return places[found]  # -1 takes the last place, which is -1 too

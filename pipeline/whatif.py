@@ -19,7 +19,7 @@ from pipeline.corpus import Corpus
 from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.part import decide_each, is_done, own_columns, valid_rows
-from pipeline.reason_columns import codes_of
+from pipeline.reason_columns import as_numbers, codes_of
 from pipeline.resolve import is_resolved
 from pipeline.resolve_whole import CorpusView, resolve_whole
 from pipeline.run_view import RunView
@@ -181,7 +181,7 @@ class _Walk:
         self.maybe |= need
         self.open &= ~need
         self.alive &= ~need
-        outcome = corpus.column(Ref(node.index, "outcome")).to_numpy()
+        outcome = as_numbers(corpus.column(Ref(node.index, "outcome")))
         value = (outcome == Outcome.VALUE) & valid
         failed = (outcome == Outcome.FAILED) & valid
         if stage.on_failure == "keep" or not failed.any():
@@ -216,7 +216,7 @@ class _Walk:
         """Ask a resolve again where what it sees, or its parameters, changed."""
         committed = self._before(node)
         if node.has_compute:
-            committed &= self.corpus.column(Ref(node.index, "outcome")).to_numpy() == Outcome.VALUE
+            committed &= as_numbers(self.corpus.column(Ref(node.index, "outcome"))) == Outcome.VALUE
         same = node.resolve_fingerprint == self.old.nodes[node.index].resolve_fingerprint and not self._moved(node.reads_resolve.values())
         if same and np.array_equal(alive, committed):
             return

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.reason_columns import is_null, is_true
+from pipeline.reason_columns import as_numbers, is_null, is_true
 from stages.expression_parser import ARITHMETIC, COMPARE, Node
 
 _EXACT = 1 << 53  # whole numbers below it are exact as float64
@@ -87,12 +87,12 @@ def _column(column: pa.Array) -> Cells:
     if pa.types.is_boolean(kind):
         return Cells("boolean", is_true(column), null)
     if pa.types.is_integer(kind):
-        values = (column.fill_null(0) if column.null_count else column).to_numpy()
+        values = as_numbers(column.fill_null(0) if column.null_count else column)
         if kind.bit_width == 64:
             _exact(values)
         return Cells("number", values.astype(np.int64), null)
     if pa.types.is_floating(kind):
-        return Cells("number", (column.fill_null(0) if column.null_count else column).to_numpy().astype(np.float64), null)
+        return Cells("number", as_numbers(column.fill_null(0) if column.null_count else column).astype(np.float64), null)
     if pa.types.is_list(kind):
         return Cells("list", column, null)
     raise RowByRow
@@ -178,7 +178,7 @@ def _call(name: str, parts: list[Cells]) -> Cells:
         return Cells("number", np.abs(first.values), first.null)
     if isinstance(first.values, pa.Array) and name == "length":
         lengths = pc.utf8_length(first.values) if first.kind == "text" else pc.list_value_length(first.values)
-        return Cells("number", lengths.fill_null(0).to_numpy().astype(np.int64), first.null)
+        return Cells("number", as_numbers(lengths.fill_null(0)).astype(np.int64), first.null)
     if name in _TEXT_TESTS and isinstance(first.values, pa.Array) and first.kind == "text" and isinstance(parts[1].values, str):
         return Cells("boolean", is_true(_TEXT_TESTS[name](first.values, pattern=parts[1].values)), first.null)
     raise RowByRow

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.reason_columns import as_floats, is_null
+from pipeline.reason_columns import as_floats, as_numbers, is_null
 from pipeline.stage import ColumnEvidence
 from stages.dups.components import components, split_weak_chains
 from stages.dups.keeper import KeeperBy
@@ -43,10 +43,10 @@ def read_hashes(evidence: ColumnEvidence) -> Hashes | None:
     width, within = len(hashes[int(rows[0])].as_py()), column.field("within")[int(rows[0])].as_py()
     words = np.ascontiguousarray(fixed_bytes(pa.chunked_array([hashes.take(pa.array(rows))]), width).view(np.uint64).T)
     flat = lists.flatten()
-    right = evidence.starts[flat.field("part").to_numpy()] + flat.field("row").to_numpy()
-    left = np.repeat(np.arange(len(column)), pc.list_value_length(lists).fill_null(0).to_numpy())
+    right = evidence.starts[as_numbers(flat.field("part"))] + as_numbers(flat.field("row"))
+    left = np.repeat(np.arange(len(column)), as_numbers(pc.list_value_length(lists).fill_null(0)))
     both = hashed[left] & evidence.alive[right]
-    return Hashes(rows, words, left[both], right[both], flat.field("distance").to_numpy()[both], width, within)
+    return Hashes(rows, words, left[both], right[both], as_numbers(flat.field("distance"))[both], width, within)
 
 
 def has_turned(evidence: ColumnEvidence) -> bool:

@@ -175,13 +175,13 @@ def call(out: Path) -> tuple[dict[str, Any], dict[str, float]]:
     return json.loads(told), {"s": round(seconds, 2), "processor_s": round(processor, 2), "gib": round(usage.ru_maxrss / 2**20, 2)}
 
 
-def check(out: Path, beside: Path) -> int:
-    """Rows whose fate is told otherwise than a real run of the changed recipe decides it."""
+def check(out: Path, beside: Path, sets: list[str]) -> int:
+    """Rows whose fate is told otherwise than a real run of the changed recipe in `beside` decides it."""
     from pipeline.changed import changed_run
     from pipeline.corpus import Corpus
     from pipeline.whatif import walk
 
-    changed = changed_run(str(out), SETS)
+    changed = changed_run(str(out), sets)
     found = walk(changed, Corpus(changed.run))
     subprocess.run(["cp", "-rl", str(out), str(beside)], check=True)
     result = run(changed.recipe, beside, RunOptions(executor="local", jobs=False, measures=False), facts=changed.chain.facts)
@@ -216,7 +216,7 @@ def main() -> None:
             told |= {"first": first, "files_made": answer["cache"]["files_made"], "warm": [call(out)[1] for _ in range(options.warm)]}
             told |= {"kept": answer["kept"], "undecided": answer["undecided"], "resolved_again": answer["resolved_again"], "stages": answer["stages"]}
         if options.check:
-            told["wrong_fates"] = check(out, Path(temporary) / "beside")
+            told["wrong_fates"] = check(out, Path(temporary) / "beside", SETS)
     print(json.dumps(told))
 
 
