@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.chain import Ref
 from pipeline.digests import digest_of
 from pipeline.errors import Fatal
+from pipeline.reason_columns import as_numbers
 from pipeline.run_view import RunView
 from pipeline.storage import ObjectPath
 from pipeline.store import RESOLVED, VALUES
@@ -103,7 +104,7 @@ class Corpus:
         table = self._open(name, stamp)
         if table is None:
             table = self._keep(name, stamp, pa.table({key: _as_list(array) for key, array in make().items()}))
-        return {key: flat(table[key]).flatten().to_numpy(zero_copy_only=False) for key in table.column_names}
+        return {key: _as_array(flat(table[key]).flatten()) for key in table.column_names}
 
     def index(self, node: int, name: str, refs: Sequence[Ref], make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """As `kept`, for arrays that follow from columns; made in memory alone where one of these has moved."""
@@ -165,6 +166,10 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
     if column.nbytes > (1 << 31) - (1 << 20) and (pa.types.is_string(kind) or pa.types.is_binary(kind)):
         column = column.cast(pa.large_string() if pa.types.is_string(kind) else pa.large_binary())
     return flat(column.combine_chunks())
+
+
+def _as_array(values: pa.Array) -> np.ndarray:
+    return np.array(values.to_pylist(), object) if pa.types.is_string(values.type) or pa.types.is_null(values.type) else as_numbers(values)
 
 
 def _as_list(array: np.ndarray) -> pa.Array:

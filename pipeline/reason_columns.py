@@ -22,7 +22,14 @@ def as_floats(column: pa.Array) -> np.ndarray:
     """A column of numbers as float64 [N], NaN where it is null."""
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan)
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    floats = column.cast(pa.float64())
+    return as_numbers(floats.fill_null(np.nan) if floats.null_count else floats)
+
+
+def as_numbers(column: pa.Array) -> np.ndarray:
+    """A column of numbers without nulls as it lies in memory: `to_numpy` first imports pandas, where there is one."""
+    data = np.frombuffer(column.buffers()[1] or b"", column.type.to_pandas_dtype())
+    return data[column.offset : column.offset + len(column)]
 
 
 def rounded(values: np.ndarray, digits: int) -> np.ndarray:
@@ -37,12 +44,20 @@ def rounded(values: np.ndarray, digits: int) -> np.ndarray:
 
 def is_null(column: pa.Array) -> np.ndarray:
     """bool [N]"""
-    return column.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_null(column.type):
+        return np.ones(len(column), bool)
+    return as_bools(column.is_null()) if column.null_count else np.zeros(len(column), bool)
 
 
 def is_true(column: pa.Array) -> np.ndarray:
     """bool [N] of a column of booleans: false where it is null."""
-    return column.fill_null(False).to_numpy(zero_copy_only=False)
+    return as_bools(column.fill_null(False) if column.null_count else column)
+
+
+def as_bools(column: pa.Array) -> np.ndarray:
+    """A column of booleans without nulls as bool [N]."""
+    bits = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+    return np.unpackbits(bits, count=column.offset + len(column), bitorder="little")[column.offset :].view(bool)
 
 
 def codes_of(reasons: pa.Array, names: list[str]) -> np.ndarray:
@@ -53,5 +68,5 @@ def codes_of(reasons: pa.Array, names: list[str]) -> np.ndarray:
             names.append(name)
     places = np.array([names.index(name) if name is not None else -1 for name in column.dictionary.to_pylist()] + [-1], np.int16)
     indices = column.indices
-    found = (indices.fill_null(-1) if indices.null_count else indices).to_numpy(zero_copy_only=False)
+    found = as_numbers(indices.fill_null(-1) if indices.null_count else indices)
     return places[found]  # -1 takes the last place, which is -1 too

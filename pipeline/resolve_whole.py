@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.chain import Chain, Node, Ref
 from pipeline.corpus import Corpus
 from pipeline.errors import Fatal
+from pipeline.reason_columns import as_numbers
 from pipeline.resolve import MEMORY_LIMIT, run_resolve
 from pipeline.stage import ColumnEvidence, Evidence, Vector
 from pipeline.store import RESOLVED, Store
@@ -110,11 +111,11 @@ def _by_query(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wante
         con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
         con.register("rows", pa.table(columns))
         try:
-            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed))
+            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed, scratch=Path(scratch)))
             answer = relation.select(", ".join(f'"{name}"' for name in ("part", "row", *sorted(wanted)))).to_arrow_table()
         except duckdb.Error as error:
             raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
-    at = corpus.starts[answer["part"].to_numpy()] + answer["row"].to_numpy()
+    at = corpus.starts[as_numbers(flat(answer["part"]))] + as_numbers(flat(answer["row"]))
     place = np.full(corpus.rows, -1, np.int64)
     place[at] = np.arange(len(at))
     taken = pa.array(place, mask=place < 0)

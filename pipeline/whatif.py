@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from pipeline.corpus import Corpus
 from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.part import decide_each, is_done, own_columns, valid_rows
-from pipeline.reason_columns import codes_of
+from pipeline.reason_columns import as_numbers, codes_of
 from pipeline.resolve import is_resolved
 from pipeline.resolve_whole import CorpusView, resolve_whole
 from pipeline.run_view import RunView
@@ -182,7 +181,7 @@ class _Walk:
         self.maybe |= need
         self.open &= ~need
         self.alive &= ~need
-        outcome = corpus.column(Ref(node.index, "outcome")).to_numpy()
+        outcome = as_numbers(corpus.column(Ref(node.index, "outcome")))
         value = (outcome == Outcome.VALUE) & valid
         failed = (outcome == Outcome.FAILED) & valid
         if stage.on_failure == "keep" or not failed.any():
@@ -217,7 +216,7 @@ class _Walk:
         """Ask a resolve again where what it sees, or its parameters, changed."""
         committed = self._before(node)
         if node.has_compute:
-            committed &= self.corpus.column(Ref(node.index, "outcome")).to_numpy() == Outcome.VALUE
+            committed &= as_numbers(self.corpus.column(Ref(node.index, "outcome"))) == Outcome.VALUE
         same = node.resolve_fingerprint == self.old.nodes[node.index].resolve_fingerprint and not self._moved(node.reads_resolve.values())
         if same and np.array_equal(alive, committed):
             return
@@ -275,17 +274,12 @@ def decide_refs(node: Node) -> dict[str, Ref | None]:
 
 
 def drops_of(node: Node, stage: Stage, corpus: Corpus, places: np.ndarray) -> list[Drop | None]:
-    """`decide` of some rows of one part."""
-    index, part = pa.array(places), int(np.searchsorted(corpus.starts, places[0], "right")) - 1
-
-    def rows(refs: dict[str, Ref | None]) -> list[dict[str, Any]]:
-        corpus.load(ref for ref in refs.values() if ref is not None)
-        columns = {key: pa.nulls(len(places)) if ref is None else corpus.column(ref).take(index) for key, ref in refs.items()}
-        return mappings(pa.table(columns)) if columns else [{} for _ in places]
-
-    values = rows({**node.reads_decide, **{name: Ref(node.index, name) for name in own_columns(node)}})
-    resolved = rows({name: Ref(node.index, name, True) for name in node.resolves})
-    return decide_each(stage, CorpusView(corpus.run.chain, corpus, part), places - corpus.starts[part], values, resolved)
+    """`decide` of some rows of one part, from its part files (lists and structs of all rows would be many)."""
+    part = int(np.searchsorted(corpus.starts, places[0], "right")) - 1
+    view, rows = CorpusView(corpus.run.chain, corpus, part), places - corpus.starts[part]
+    values = mappings(view.table({**node.reads_decide, **{name: Ref(node.index, name) for name in own_columns(node)}}, rows))
+    resolved = mappings(view.table({name: Ref(node.index, name, True) for name in node.resolves}, rows)) if node.resolves else [{}] * len(rows)
+    return decide_each(stage, view, rows, values, resolved)
 
 
 class Judged(dict[str, pa.Array]):

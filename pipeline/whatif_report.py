@@ -15,7 +15,7 @@ from pipeline.chain import Node, Ref
 from pipeline.changed import Changed
 from pipeline.corpus import Corpus
 from pipeline.errors import RecipeError
-from pipeline.reason_columns import as_floats
+from pipeline.reason_columns import as_floats, as_numbers
 from pipeline.reasons import differences, section_of
 from pipeline.stage import Stage
 from pipeline.store import VALUES
@@ -124,7 +124,7 @@ class _Texts:
     def _words(self) -> dict[str, np.ndarray]:
         self.corpus.load(self.refs)
         texts = pc.coalesce(*(self.corpus.column(ref) for ref in self.refs))
-        return {"words": pc.count_substring_regex(texts, r"\S+").fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)}
+        return {"words": as_numbers(pc.count_substring_regex(texts, r"\S+").fill_null(0)).astype(np.int32)}
 
     def _tokens(self) -> dict[str, np.ndarray]:
         rows = np.arange(self.corpus.rows) if self.corpus.rows <= SAMPLE else np.linspace(0, self.corpus.rows - 1, SAMPLE).astype(np.int64)
@@ -157,9 +157,10 @@ class _Boundary:
 
     def _nearest(self, count: int) -> tuple[str | None, np.ndarray, np.ndarray]:
         for name, ref in decide_refs(self.node).items():
-            if ref is None or not _is_number(self.corpus.column(ref).type):
+            column = self.corpus.column(ref) if ref is not None else pa.nulls(0)
+            if column.null_count == len(column) or not _is_number(column.type):
                 continue
-            values = as_floats(self.corpus.column(ref))
+            values = as_floats(column)
             kept, dropped = (np.flatnonzero(side & ~np.isnan(values)) for side in (self.kept, self.dropped))
             if not len(kept) or not len(dropped):
                 continue

@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 
 from pipeline.errors import Fatal
 from pipeline.reason_columns import is_true, reason_column
-from pipeline.stage import Evidence, Params, Row, Stage, decides
+from pipeline.stage import ColumnEvidence, Evidence, Params, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
 from stages.dups.components import components, split_weak_chains
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
+from stages.dups.whole_dedup import decide_whole, has_turned, near_edges, read_hashes
+from stages.dups.whole_groups import spread_of
 from stages.sql_texts import has_column
 
 if TYPE_CHECKING:
@@ -80,15 +82,31 @@ class Dedup(Stage):
         kept = keepers(con, self.params.max_texts, self.params.keeper)
         return _with_distance(con, kept, near)
 
+    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array] | None:
+        """Without the texts, and without turned copies: for these the query is asked."""
+        if "texts" in evidence.wanted or has_turned(evidence):
+            return None
+        found = read_hashes(evidence)
+        near = None
+        if found is not None:
+            most = self._most(found.width, found.within)
+            near = near_edges(found, most, self.params.reach)
+        return decide_whole(evidence, found, near, self.params.keeper)
+
+    def _most(self, width: int, within: int) -> int:
+        """Bits that two images of one component may differ in. Raises Fatal where near_dup did not search as far."""
+        most = MAX_DISTANCE[width] if self.params.max_distance is None else self.params.max_distance
+        if most > within:
+            raise Fatal(f"{self.instance}: max_distance {most} is more than the {within} bits up to which near_dup searched; raise near_dup.search_distance")
+        return most
+
     def _near_edges(self, con: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, np.ndarray]:
         """Links between first rows of hashes that hold: (row, least row of its component)."""
         known = con.sql("SELECT octet_length(near_evidence.hash), near_evidence.within FROM rows WHERE near_evidence IS NOT NULL LIMIT 1").fetchall()
         if not known:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         [(width, within)] = known
-        most = MAX_DISTANCE[width] if self.params.max_distance is None else self.params.max_distance
-        if most > within:
-            raise Fatal(f"{self.instance}: max_distance {most} is more than the {within} bits up to which near_dup searched; raise near_dup.search_distance")
+        most = self._most(width, within)
         con.execute(
             f"""
             CREATE OR REPLACE TABLE dup_links AS
@@ -132,11 +150,7 @@ def _measures(
         """Bits that are not the same in all rows of a component; a turned pair may be near without that, so larger ones are then looked at in full."""
         if any(turned):
             return np.where(np.diff(starts, append=len(rows)) > 2, 8 * width, 0)
-        total = np.zeros(len(starts), np.int64)
-        for word in words:
-            mine = word[rows]
-            total += np.bitwise_count(np.bitwise_or.reduceat(mine, starts) & ~np.bitwise_and.reduceat(mine, starts))
-        return total
+        return spread_of(words, rows, starts)
 
     return between, spread
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.reason_columns import as_numbers, is_null, is_true
 from stages.expression_parser import ARITHMETIC, COMPARE, Node
 
 _EXACT = 1 << 53  # whole numbers below it are exact as float64
@@ -78,20 +79,20 @@ def _constant(value: Any) -> Cells:
 
 def _column(column: pa.Array) -> Cells:
     kind = column.type
-    null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else False
+    null = is_null(column) if column.null_count else False
     if pa.types.is_null(kind):
         return Cells("null", False, True)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Cells("text", column, null)
     if pa.types.is_boolean(kind):
-        return Cells("boolean", column.fill_null(False).to_numpy(zero_copy_only=False), null)
+        return Cells("boolean", is_true(column), null)
     if pa.types.is_integer(kind):
-        values = (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False)
+        values = as_numbers(column.fill_null(0) if column.null_count else column)
         if kind.bit_width == 64:
             _exact(values)
         return Cells("number", values.astype(np.int64), null)
     if pa.types.is_floating(kind):
-        return Cells("number", (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False).astype(np.float64), null)
+        return Cells("number", as_numbers(column.fill_null(0) if column.null_count else column).astype(np.float64), null)
     if pa.types.is_list(kind):
         return Cells("list", column, null)
     raise RowByRow
@@ -113,7 +114,7 @@ def _compare(name: str, left: Cells, right: Cells) -> Cells:
     if left.kind == right.kind == "text":
         if isinstance(left.values, str) and isinstance(right.values, str):
             return Cells("boolean", COMPARE[name](left.values, right.values), null)
-        return Cells("boolean", _booleans(_TEXT_COMPARE[name](_arrow(left), _arrow(right))), null)
+        return Cells("boolean", is_true(_TEXT_COMPARE[name](_arrow(left), _arrow(right))), null)
     if left.kind != right.kind:
         raise RowByRow
     return Cells("boolean", COMPARE[name](left.values, right.values), null)
@@ -121,10 +122,6 @@ def _compare(name: str, left: Cells, right: Cells) -> Cells:
 
 def _arrow(cells: Cells) -> Any:
     return pa.scalar(cells.values) if isinstance(cells.values, str) else cells.values
-
-
-def _booleans(answer: pa.Array) -> np.ndarray:
-    return answer.fill_null(False).to_numpy(zero_copy_only=False)
 
 
 def _arithmetic(name: str, left: Cells, right: Cells) -> Cells:
@@ -164,7 +161,7 @@ def _in(value: Cells, listed: Node) -> Cells:
     if kinds - {value.kind} or isinstance(value.values, str):
         raise RowByRow
     if value.kind == "text":
-        return Cells("boolean", _booleans(pc.is_in(value.values, pa.array(wanted, value.values.type))), value.null)
+        return Cells("boolean", is_true(pc.is_in(value.values, pa.array(wanted, value.values.type))), value.null)
     found = np.zeros(np.shape(value.values), bool)
     for one in wanted:
         found |= np.equal(value.values, one)
@@ -181,7 +178,7 @@ def _call(name: str, parts: list[Cells]) -> Cells:
         return Cells("number", np.abs(first.values), first.null)
     if isinstance(first.values, pa.Array) and name == "length":
         lengths = pc.utf8_length(first.values) if first.kind == "text" else pc.list_value_length(first.values)
-        return Cells("number", lengths.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64), first.null)
+        return Cells("number", as_numbers(lengths.fill_null(0)).astype(np.int64), first.null)
     if name in _TEXT_TESTS and isinstance(first.values, pa.Array) and first.kind == "text" and isinstance(parts[1].values, str):
-        return Cells("boolean", _booleans(_TEXT_TESTS[name](first.values, pattern=parts[1].values)), first.null)
+        return Cells("boolean", is_true(_TEXT_TESTS[name](first.values, pattern=parts[1].values)), first.null)
     raise RowByRow

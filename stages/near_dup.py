@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import RecipeError
-from pipeline.stage import Evidence, Params, Stage, decides
+from pipeline.reason_columns import is_null, is_true
+from pipeline.stage import ColumnEvidence, Evidence, Params, Stage, decides
 from stages.dups.hamming import Pairs, near_pairs
 from stages.dups.turned import turned_pairs
+from stages.dups.whole_pairs import all_pairs, fixed_bytes, living_pairs, near_column
 
 if TYPE_CHECKING:
     import duckdb
@@ -95,6 +98,18 @@ class NearDup(Stage):
             """
         )
 
+    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array] | None:
+        """The pairs over all rows with a hash are found once and kept; each set of living rows takes its own from them."""
+        by, least = self.params.by, self.params.min_quality
+        keys = (by, f"{by}_quality", f"{by}_turned")
+        columns = [evidence.column(key) for key in keys]
+        made = lambda: all_pairs(*columns, least, BYTES[by], self.distance)  # noqa: E731
+        found = living_pairs(evidence.index(f"pairs.{by}.{least}.{self.distance}", keys, made), evidence.alive)
+        if found is None:
+            return None
+        eligible = evidence.alive & is_true(pc.greater_equal(columns[1], least)) & ~is_null(columns[0])
+        return {"near_evidence": near_column(columns[0], eligible, found, evidence.starts, self.distance, NEAR)}
+
     def _search(self, con: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, Iterator[Pairs]]:
         """Where each distinct hash stands first (part * 2^32 + row, int64 [N]), and the pairs of them."""
         width = BYTES[self.params.by]
@@ -105,11 +120,3 @@ class NearDup(Stage):
             return table["first"].to_numpy(), near_pairs(hashes, self.distance)
         turned = fixed_bytes(table["turned"], width * copies).reshape(-1, copies, width)
         return table["first"].to_numpy(), turned_pairs(hashes, turned, self.distance)
-
-
-def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A binary column without nulls, each value `width` bytes, as uint8 [N, width]."""
-    whole = column.cast(pa.binary(width)).combine_chunks()
-    arrays = whole.chunks if isinstance(whole, pa.ChunkedArray) else [whole]
-    pieces = [np.frombuffer(one.buffers()[1], np.uint8)[one.offset * width : (one.offset + len(one)) * width] for one in arrays if len(one)]
-    return np.concatenate(pieces or [np.empty(0, np.uint8)]).reshape(-1, width)

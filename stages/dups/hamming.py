@@ -64,11 +64,14 @@ def distances(words: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndar
     return total
 
 
-def near_pairs(hashes: np.ndarray, distance: int, *, threads: int | None = None, plan: SearchPlan | None = None) -> Iterator[Pairs]:
+def near_pairs(
+    hashes: np.ndarray, distance: int, *, threads: int | None = None, plan: SearchPlan | None = None, on_clump: Callable[[], None] = lambda: None
+) -> Iterator[Pairs]:
     """Every pair of distinct hashes within `distance`, in chunks, each pair once; clumps by their spanning forest.
 
     hashes: uint64 [N] or uint8 [N, 8 or 32], no two equal, N below 2^31. Chunks come in a fixed order whatever the threads (None: cores at hand,
-    at most 4). Memory: about 80 bytes a row and thread, and the pairs of one pass. Raises ValueError where two hashes are equal or the shape is wrong.
+    at most 4). on_clump is called once where a forest stands for pairs. Memory: about 80 bytes a row and thread, and the pairs of one pass.
+    Raises ValueError where two hashes are equal or the shape is wrong.
     """
     words = as_words(hashes)
     rows = words.shape[1]
@@ -80,9 +83,11 @@ def near_pairs(hashes: np.ndarray, distance: int, *, threads: int | None = None,
     with ThreadPoolExecutor(workers) as pool:
         if plan.passes:
             yield from _in_order(pool, workers, search.in_pass, range(len(plan.passes)))
+            if search._clumps:
+                on_clump()
             yield search.of_clumps()
         else:
-            yield from _all_or_forest(words, distance, _in_order(pool, workers, search.in_rows, range(0, rows, 8 * _TILE[0])))
+            yield from _all_or_forest(words, distance, _in_order(pool, workers, search.in_rows, range(0, rows, 8 * _TILE[0])), on_clump)
 
 
 def _in_order(pool: ThreadPoolExecutor, workers: int, work: Callable[[int], Pairs], items: range) -> Iterator[Pairs]:
@@ -96,13 +101,14 @@ def _in_order(pool: ThreadPoolExecutor, workers: int, work: Callable[[int], Pair
         yield future.result()
 
 
-def _all_or_forest(words: np.ndarray, distance: int, found: Iterator[Pairs]) -> Iterator[Pairs]:
+def _all_or_forest(words: np.ndarray, distance: int, found: Iterator[Pairs], on_clump: Callable[[], None]) -> Iterator[Pairs]:
     """What brute force found, or the forest of all rows where that holds a clump."""
     listed, count, rows = [], 0, words.shape[1]
     for pairs in found:
         listed.append(pairs)
         count += len(pairs)
         if rows > CLUMP_ROWS and count > CLUMP_DEGREE / 2 * rows:
+            on_clump()
             yield spanning_forest(words, distance)
             return
     yield from listed

@@ -50,6 +50,21 @@ def runs(tmp_path: Path, s3: S3Server) -> tuple[str, str]:
     return places
 
 
+def test_a_changed_cut_is_told_and_written_alike(runs: tuple[str, str], tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cut = ("--set", "rate.min=0.45", *IMPORT)
+    near, far = (answer("whatif", out, *cut, "--no-tokens", out=out) for out in runs)
+    assert near.pop("cache")["folder"] == "RUN/cache/whatif" and far.pop("cache")["folder"].startswith(str(tmp_path / "cache"))
+    assert near == far and near["kept"]["then"] < near["kept"]["now"]
+    others = str(tmp_path / "other"), s3.place("other")
+    kept = [answer("recut", out, *cut, "--out", other, out=other)["rows"]["kept"] for out, other in zip(runs, others, strict=True)]
+    assert kept == [near["kept"]["then"]] * 2
+    manifests = [(place_of(other) / "dataset" / "manifest.json").read_bytes() for other in others]
+    assert manifests[0] == manifests[1]
+    refused = pairmill("recut", runs[0], *cut, "--out", s3.place("third"))
+    assert refused.exit_code == 2 and "both in one bucket" in refused.stderr
+
+
 def test_reading_commands_answer_alike(runs: tuple[str, str]) -> None:
     sample = None
     for command in (("status",), ("failures", "--dropped"), ("verify",), ("retry", "--dry-run", "--reason", "all")):

@@ -88,8 +88,9 @@ COLUMNS: dict[str, list[Any]] = {
 }
 ATOMS = [
     "x > 0.5", "x >= n", "n != 3", "n % 4 == 3", "x % 2 < 1", "n / m > 0", "n * m > 6", "n - m < x", "-n > 2", "abs(n) > 4", "text < 'b'", "text == 'B'",
-    "text in ['b', 'abc']", "text not in ['b']", "n in [3, 5, null]", "yes", "not yes", "x is null", "text is not null", "length(text) > 1", "length(tags) == 1",
-    "contains(text, 'b')", "starts_with(text, 'a')", "ends_with(text, 'c')", "x == null", "yes == true", "lower(text) == 'b'", "max(n, m) > 3", "true",
+    "text not in ['b']", "n in [3, 5, null]", "yes", "not yes", "x is null", "text is not null", "length(text) > 1", "length(tags) == 1", "x > -1",
+    "contains(text, 'b')", "starts_with(text, 'a')", "ends_with(text, 'c')", "x == null", "yes == true",
+    "text in ['b', 'abc']", "lower(text) == 'b'", "max(n, m) > 3", "true",
 ]  # fmt: skip
 
 

@@ -1,0 +1,135 @@
+"""dedup's resolve on whole columns, for `whatif`: the same components and keepers as the query in `stages/dedup.py` finds, without the texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.reason_columns import as_floats, as_numbers, is_null
+from pipeline.stage import ColumnEvidence
+from stages.dups.components import components, split_weak_chains
+from stages.dups.keeper import KeeperBy
+from stages.dups.whole_groups import best_of, bits_between, equal_groups, firsts, hex_column, living_groups, spread_of
+from stages.dups.whole_pairs import fixed_bytes
+
+
+@dataclass
+class Hashes:
+    """near_evidence as arrays: `rows` with a hash (int64 [M]) and their words (uint64 [W, M]), the links and the distance that was searched."""
+
+    rows: np.ndarray
+    words: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    distance: np.ndarray
+    width: int
+    within: int
+
+
+def read_hashes(evidence: ColumnEvidence) -> Hashes | None:
+    """Of the living rows; None where there is no near_evidence."""
+    column = evidence.column("near_evidence")
+    if not pa.types.is_struct(column.type):
+        return None
+    hashed = evidence.alive & ~is_null(column)
+    rows = np.flatnonzero(hashed)
+    if not len(rows):
+        return None
+    hashes, lists = column.field("hash"), column.field("pairs")
+    width, within = len(hashes[int(rows[0])].as_py()), column.field("within")[int(rows[0])].as_py()
+    words = np.ascontiguousarray(fixed_bytes(pa.chunked_array([hashes.take(pa.array(rows))]), width).view(np.uint64).T)
+    flat = lists.flatten()
+    right = evidence.starts[as_numbers(flat.field("part"))] + as_numbers(flat.field("row"))
+    left = np.repeat(np.arange(len(column)), as_numbers(pc.list_value_length(lists).fill_null(0)))
+    both = hashed[left] & evidence.alive[right]
+    return Hashes(rows, words, left[both], right[both], as_numbers(flat.field("distance"))[both], width, within)
+
+
+def has_turned(evidence: ColumnEvidence) -> bool:
+    column = evidence.column("near_evidence")
+    return pa.types.is_struct(column.type) and column.field("turned").null_count < len(column)
+
+
+def near_edges(found: Hashes, most: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with a link of at most `most` bits, and the first row of each's component."""
+    near = found.distance <= most
+    ends = np.stack([found.left[near], found.right[near]])
+    keys, places = np.unique(ends, return_inverse=True)
+    left, right = places.reshape(ends.shape)
+    words = found.words[:, np.searchsorted(found.rows, keys)]
+
+    def between(a: int, b: int) -> int:
+        return sum(int(word[a] ^ word[b]).bit_count() for word in words)
+
+    bits = found.distance[near]
+    labels = split_weak_chains(len(keys), left, right, bits, int(most * reach), between, lambda rows, starts: spread_of(words, rows, starts))
+    return keys, keys[labels]
+
+
+def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
+    """Rows with equal bytes, whatever rows live: index of `raw_sha256`."""
+    if pa.types.is_null(column.type):
+        return {"rows": np.empty(0, np.int64), "group": np.empty(0, np.int64)}
+    rows = np.flatnonzero(~is_null(column))
+    words = fixed_bytes(pa.chunked_array([column.take(pa.array(rows))]), 32).view(np.uint64).T
+    places, group = equal_groups(words)
+    return {"rows": rows[places], "group": group}
+
+
+def decide_whole(evidence: ColumnEvidence, found: Hashes | None, near: tuple[np.ndarray, np.ndarray] | None, keeper: KeeperBy) -> dict[str, pa.Array]:
+    """dup_of, kind, distance and dup_component of all rows (null for rows that are in no component)."""
+    index = evidence.index("bytes", ("raw_sha256",), lambda: bytes_groups(evidence.column("raw_sha256")))
+    byte_rows, byte_group = living_groups(index["rows"], index["group"], evidence.alive)
+    edges = [(byte_rows, byte_rows[firsts(byte_group)])]
+    if found is not None and near is not None:
+        places, group = equal_groups(found.words)
+        hash_rows = found.rows[places]
+        edges += [(hash_rows, hash_rows[firsts(group)]), near]
+    keys, places = np.unique(np.concatenate([np.concatenate([edge[side] for edge in edges]) for side in (0, 1)]), return_inverse=True)
+    labels = components(len(keys), *np.split(places, 2))
+    order = np.argsort(labels, kind="stable")  # components together, rows rising in each
+    rows, group = keys[order], labels[order]
+    best = rows[_best(evidence, rows, group, keeper)]
+    twin = byte_rows[_best(evidence, byte_rows, byte_group, keeper)] != byte_rows  # a better row has the same bytes
+    same_bytes = np.isin(rows, byte_rows[twin], assume_unique=True)
+    return _columns(evidence, found, rows, best, same_bytes)
+
+
+def _best(evidence: ColumnEvidence, rows: np.ndarray, group: np.ndarray, keeper: KeeperBy) -> np.ndarray:
+    index = pa.array(rows)
+
+    def taken(key: str) -> np.ndarray:
+        """NaN where null; a NaN that is stored counts as the greatest, as in the query."""
+        column = evidence.column(key)
+        column = pa.nulls(len(rows), pa.float64()) if pa.types.is_null(column.type) else column.take(index)
+        return np.where(is_null(column), np.nan, np.nan_to_num(as_floats(column), nan=np.inf))
+
+    pixels, score = (np.nan_to_num(values, nan=-np.inf) for values in (taken("width") * taken("height"), taken("clip_score")))
+    ids = fixed_bytes(pa.chunked_array([evidence.column("sample_id").take(index)]), 16).view(">u8")
+    most = (pixels, score) if keeper == "pixels" else (score, pixels)
+    return best_of(group, most, (ids[:, 0].astype(np.uint64), ids[:, 1].astype(np.uint64)))
+
+
+def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, best: np.ndarray, same_bytes: np.ndarray) -> dict[str, pa.Array]:
+    total = len(evidence.alive)
+    goes = rows != best
+    place = np.full(total, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    in_component = pa.array(place, mask=place < 0)
+    ids = hex_column(fixed_bytes(pa.chunked_array([evidence.column("sample_id").take(pa.array(best))]), 16))
+    kind = pa.array(np.where(same_bytes, "bytes", "near"), mask=~goes)
+    made: dict[str, Any] = {"dup_of": pc.if_else(pa.array(goes), ids, pa.scalar(None, pa.string())), "kind": kind, "dup_component": ids}
+    made["distance"] = _distances(found, rows, best, goes)
+    return {name: column.take(in_component) for name, column in made.items()}
+
+
+def _distances(found: Hashes | None, rows: np.ndarray, best: np.ndarray, goes: np.ndarray) -> pa.Array:
+    if found is None:
+        return pa.nulls(len(rows), pa.int16())
+    own, keeper = (np.minimum(np.searchsorted(found.rows, some), len(found.rows) - 1) for some in (rows, best))
+    both = goes & (found.rows[own] == rows) & (found.rows[keeper] == best)
+    return pa.array(bits_between(found.words, own, keeper), mask=~both)
