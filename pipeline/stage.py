@@ -216,7 +216,8 @@ class Evidence:
 
     Vector columns of `reads_resolve` are not in the table: `vectors(key)` reads them part by part, in the order of the input, anew at each call;
     rows of the table without a vector are left out, and so is all where no stage writes the column. What needs files of its own puts them into `scratch`,
-    which is removed after the resolve.
+    which is removed after the resolve. What the stage found of the whole corpus (edges of levels, a table for the report) it leaves in `facts`, small plain
+    JSON values that follow from the evidence alone: `RunView.facts` reads them, and the dataset's manifest holds them.
     """
 
     con: duckdb.DuckDBPyConnection
@@ -225,6 +226,7 @@ class Evidence:
     seed: int = 0
     vectors: Callable[[str], Iterator[VectorBlock]] = _no_vectors
     scratch: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

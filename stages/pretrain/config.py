@@ -12,7 +12,7 @@ from stages.pretrain.errors import TrainError
 
 # A resumed run may change these; everything else decides what is learned and must stay.
 FREE_ON_RESUME = frozenset(
-    {"workers", "prefetch", "threads", "log_every", "checkpoint_every", "keep", "device", "dataset"}
+    {"workers", "prefetch", "threads", "log_every", "checkpoint_every", "keep", "device", "dataset", "record_losses"}
 )
 
 
@@ -51,6 +51,10 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+
+    record_losses: bool = Field(
+        False, description="after the last step go over the set once more and write each sample's loss by its key into losses/ (for noise_prob)"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

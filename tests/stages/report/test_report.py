@@ -16,6 +16,7 @@ from pipeline.errors import Fatal, RecipeError
 from pipeline.run import open_run
 from pipeline.store import VALUES
 from pipeline.summary import account
+from schemas.dataset import Manifest
 from stages.report import facts, job
 from stages.report.collect import Collector, Group, Limits
 from stages.report.job import MAX_PAGE_BYTES, ReportParams, write_report
@@ -260,3 +261,18 @@ def test_command_line(make_run, plain_rows, tmp_path) -> None:
     next((run.root / "verdicts" / "grade").glob("*.parquet")).unlink()
     done = CliRunner().invoke(app, ["report", str(run.root), *toys])
     assert done.exit_code == 1 and "not finished" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_head_and_tail_of_a_balance_stand_on_the_page_and_in_json(make_run, read_page) -> None:
+    rows = [{"url": f"https://web.example/{i}", "alt_text": f"thing {i}", "note": f"kind {i % 3 if i < 60 else 9}", "score": 0.9} for i in range(100)]
+    run = make_run(rows, between=({"balance": {"caps": [{"by": "note", "max": 25}]}},))
+    wanted = [["kind 9", 40, 25], ["kind 0", 20, 20], ["kind 1", 20, 20], ["kind 2", 20, 20]]
+    told = write_report(run)
+    [rule] = told["balance"]["balance"]
+    assert rule["head"] == wanted and rule["bands"] == [[10, 99, 4, 100, 85]] and (rule["before"], rule["after"]) == (100, 85)
+    page = read_page(Path(told["report"]))
+    assert ["kind 9", "40", "25", "62.5%"] in page.cells and ["all 4 groups of 10 to 99 rows", "100", "85", "85.0%"] in page.cells
+    assert json.loads(page.by_id["data"])["balance"] == told["balance"]
+    assert account(run)["by_reason"]["dropped"] == [{"stage": "balance", "reason": "balanced_out", "rows": 15}]
+    manifest = json.loads((run.dataset / "manifest.json").read_text())
+    assert manifest["facts"]["balance"]["balance"] == told["balance"]["balance"] and Manifest.load(run.dataset).facts == manifest["facts"]
