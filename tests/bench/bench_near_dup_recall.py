@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,14 @@ def _embedded(copies: list[np.ndarray], model: Any) -> np.ndarray:
     return model.embed_images(np.stack(crops)).astype(np.float16)
 
 
-def measure(found: list[Callable[[], np.ndarray]], model: object) -> dict[str, Any]:
-    rows = list(hashes_of(found, model))
+def measure(found: list[Callable[[], np.ndarray]], model: object, seconds: float) -> dict[str, Any]:
+    """Report of the pictures that `seconds` were enough for."""
+    until, rows = time.monotonic() + seconds, []
+    for row in hashes_of(found, model):
+        if row[0] == "" and time.monotonic() > until:
+            found = found[: row[1]]
+            break
+        rows.append(row)
     names = list(dict.fromkeys(name for name, *_ in rows))
     edit, number, quality = np.array([names.index(row[0]) for row in rows]), np.array([row[1] for row in rows]), np.array([row[4] for row in rows])
     report: dict[str, Any] = {"photos": len(found), "photos_below_quality": int(((quality < LEAST_QUALITY) & (edit == 0)).sum())}
@@ -219,6 +226,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of photos (Flickr8k)")
     parser.add_argument("--count", type=int, default=5000, help="the first so many by name")
     parser.add_argument("--rendered", type=int, default=0, help="so many rendered scenes in place of photos")
+    parser.add_argument("--seconds", type=float, default=1e9, help="take no further picture after that time")
     parser.add_argument("--clip", action="store_true", help="also the embeddings of the bundled CLIP, which knows the rendered world alone")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
@@ -227,7 +235,7 @@ def main() -> None:
     if not found:
         raise SystemExit("name a folder of *.jpg with --photos, or a number of scenes with --rendered")
     model = open_clip.load({"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu", "batch_size": 20}) if options.clip else None
-    report = measure(found, model)
+    report = measure(found, model, options.seconds)
     print(f"{report['photos']} pictures, {report['photos_below_quality']} below quality {LEAST_QUALITY}\n\n{table(report)}")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1))
