@@ -29,7 +29,7 @@ PART = 10_000
 
 
 def fill(con: duckdb.DuckDBPyConnection, rows: int) -> None:
-    """The table `rows`: row i shows picture i, but of each 1,000 rows the last 50 repeat pictures among the first 25, and the ten before them one and the same."""
+    """The table `rows`: row i shows picture i, but of each 1,000 rows the last 50 repeat one of the first 25, and the ten before them one and the same."""
     clump = min(100_000, rows // 100)
     con.execute(
         f"""
