@@ -53,6 +53,7 @@ def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[Par
     try:
         with duckdb.connect(str(scratch / "evidence.duckdb")) as con:
             con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
+            con.execute("SET enable_progress_bar=false")  # it would write into what the command prints
             alive = _gather(con, node, views)
             stage = node.stage
             assert stage is not None

@@ -49,9 +49,13 @@ def read_hashes(evidence: ColumnEvidence) -> Hashes | None:
     return Hashes(rows, words, left[both], right[both], as_numbers(flat.field("distance"))[both], width, within)
 
 
+def has_structs(evidence: ColumnEvidence, key: str) -> bool:
+    """Whether the recipe has the stage that writes an evidence column."""
+    return pa.types.is_struct(evidence.column(key).type)
+
+
 def has_turned(evidence: ColumnEvidence) -> bool:
-    column = evidence.column("near_evidence")
-    return pa.types.is_struct(column.type) and column.field("turned").null_count < len(column)
+    return has_structs(evidence, "near_evidence") and evidence.column("near_evidence").field("turned").null_count < len(evidence.alive)
 
 
 def near_edges(found: Hashes, most: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +85,7 @@ def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
 
 
 def decide_whole(evidence: ColumnEvidence, found: Hashes | None, near: tuple[np.ndarray, np.ndarray] | None, keeper: KeeperBy) -> dict[str, pa.Array]:
-    """dup_of, kind, distance and dup_component of all rows (null for rows that are in no component)."""
+    """dup_of, kind, distance, cosine (null) and dup_component of all rows (null for rows that are in no component)."""
     index = evidence.index("bytes", ("raw_sha256",), lambda: bytes_groups(evidence.column("raw_sha256")))
     byte_rows, byte_group = living_groups(index["rows"], index["group"], evidence.alive)
     edges = [(byte_rows, byte_rows[firsts(byte_group)])]
@@ -124,6 +128,7 @@ def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, b
     kind = pa.array(np.where(same_bytes, "bytes", "near"), mask=~goes)
     made: dict[str, Any] = {"dup_of": pc.if_else(pa.array(goes), ids, pa.scalar(None, pa.string())), "kind": kind, "dup_component": ids}
     made["distance"] = _distances(found, rows, best, goes)
+    made["cosine"] = pa.nulls(len(rows), pa.float32())
     return {name: column.take(in_component) for name, column in made.items()}
 
 
