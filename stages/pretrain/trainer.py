@@ -162,7 +162,7 @@ class _Run:
         """Forward, backward, checks, update. Returns this rank's losses, detached."""
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
         for part in _micro_batches(loaded.tensors, self.config.accumulate):
