@@ -16,7 +16,7 @@ from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
 from stages.dups.links import NO_LINKS, SEMANTIC_STEPS, Links, Measures, has_evidence, joined, links_of
-from stages.dups.whole_dedup import decide_whole, has_structs, has_turned, near_edges, read_hashes
+from stages.dups.whole_dedup import decide_whole, has_structs, has_turned, read_hashes
 
 if TYPE_CHECKING:
     import duckdb
@@ -95,10 +95,8 @@ class Dedup(Stage):
         if "texts" in evidence.wanted or has_turned(evidence) or has_structs(evidence, "semantic_evidence"):
             return None
         found = read_hashes(evidence)
-        near = None
-        if found is not None:
-            near = near_edges(found, self._most(found.width, found.within), self.params.reach)
-        return decide_whole(evidence, found, near, self.params.keeper)
+        most = self._most(found.width, found.within) if found is not None else 0
+        return decide_whole(evidence, found, most, int(most * self.params.reach), self.params.keeper)
 
     def _most(self, width: int, within: int) -> int:
         """Bits that two images of one component may differ in. Raises Fatal where near_dup did not search as far."""

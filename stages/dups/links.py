@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,15 @@ def links_of(con: duckdb.DuckDBPyConnection, column: str, measure: str, holds: s
     return Links(*(found[name].to_numpy() for name in ("a", "b", "distance")))
 
 
-def joined(same: list[Links], near: Links, semantic: Links, reach: int, measures: Measures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Between(Protocol):
+    """How far apart linked rows are, for `split_weak_chains`; rows are places in `keys`."""
+
+    def read(self, keys: np.ndarray, label: np.ndarray, linked: np.ndarray) -> None: ...
+    def between(self, a: int, b: int) -> int: ...
+    def spread(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray: ...
+
+
+def joined(same: list[Links], near: Links, semantic: Links, reach: int, measures: Between) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keys of all linked rows (sorted), the component of each, and the part of it that holds without semantic links; both named by their least row's key.
 
     Rows with equal bytes or hashes (`same`) are one from the start; links of both kinds are then taken from the nearest to the farthest, and chains of them
