@@ -250,6 +250,18 @@ def test_a_list_is_obeyed_by_another_run_and_by_an_index(table: Path, web: Web, 
     assert "/picture-3.jpg" not in web.asked and "/picture-5.jpg" not in web.asked
 
 
+def test_an_image_on_the_list_is_not_stored_again(table: Path, tmp_path: Path) -> None:
+    recipe, out = recipe_file(tmp_path, table, scored=False), tmp_path / "run"
+    out.mkdir()
+    listed = Forgotten()
+    listed.add("hash", hashlib.sha256(body_of(8)).hexdigest())
+    listed.write(out)
+    ran(recipe, out)
+    left = [row for path in sorted((out / "dataset/rejected").glob("*.parquet")) for row in pq.read_table(path).to_pylist() if row["reason"] == "forgotten"]
+    assert [(row["stage"], row["url"].rpartition("/")[2]) for row in left] == [("download", "picture-8.jpg"), ("download", "picture-9.jpg")]
+    assert not [path for path, data in contents(out) if body_of(8)[-400:] in data]
+
+
 def test_forms_of_what_is_named() -> None:
     assert domains_of("https://A.b.Example:8080/x?y") == ["a.b.example", "b.example", "example"] and domains_of("no url") == []
     lines = ["# note", "", "https://a.example/x.jpg", "b.example", "ab" * 32, "cd" * 16]
