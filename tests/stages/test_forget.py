@@ -115,7 +115,6 @@ def options(table: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.timeout(120)
 def test_nothing_is_left_of_a_forgotten_row_and_the_dataset_is_as_if_it_had_never_been(table: Path, web: Web, tmp_path: Path) -> None:
     recipe, out = recipe_file(tmp_path, table, scored=True), tmp_path / "run"
     ran(recipe, out)
@@ -195,8 +194,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield steps
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("shares", [(0.05, 0.3, 0.7), pytest.param((0.0, 0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 0.9, 0.97), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shares", [(0.05, 0.6), pytest.param((0.0, 0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 0.9, 0.97), marks=pytest.mark.slow)])
 def test_a_kill_at_any_commit_and_the_command_again(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: tuple[float, ...]) -> None:
     recipe, out = recipe_file(tmp_path, table, scored=False), tmp_path / "run"
     ran(recipe, out)
