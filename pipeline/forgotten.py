@@ -116,8 +116,7 @@ class Forgotten:
         columns["sample_id"] = pa.array([self.blind(one) if hidden else one for one, hidden in zip(ids, gone.tolist(), strict=True)], table["sample_id"].type)
         codes = table["failure"].to_pylist()
         columns["failure"] = pa.array([str(FailureCode.FORGOTTEN) if hidden else code for code, hidden in zip(codes, gone.tolist(), strict=True)], pa.string())
-        return pa.table({name: pa.chunked_array(column.chunks, table.schema.field(name).type) if isinstance(column, pa.ChunkedArray) else column
-                         for name, column in columns.items()})  # fmt: skip
+        return pa.table(columns)
 
     def rows(self, table: pa.Table) -> np.ndarray:
         """Rows of the input whose URL or id is on the list (bool [N])."""
