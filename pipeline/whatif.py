@@ -160,8 +160,8 @@ class _Walk:
 
     def _leave(self, node: Node, rows: np.ndarray, reasons: np.ndarray) -> None:
         """Rows (bool [N]) leave at a node."""
-        self.then.left[rows] = node.index
-        self.then.reason[rows] = reasons[rows]
+        np.copyto(self.then.left, node.index, where=rows)
+        np.copyto(self.then.reason, reasons, where=rows)
         self.alive &= ~rows
 
     def _before(self, node: Node) -> np.ndarray:
@@ -173,14 +173,8 @@ class _Walk:
         corpus, stage = self.corpus, node.stage
         assert stage is not None
         valid = self._valid(node)
-        need, more = self.open & ~valid, self.maybe & ~valid
-        low, high = int(need.sum()), int((need | more).sum())
-        if high:
-            self.found.missing.append(Missing(node.name, low, high))
-        self.undecided |= need & self.alive
-        self.maybe |= need
-        self.open &= ~need
-        self.alive &= ~need
+        if not valid.all():
+            self._set_aside(node, valid)
         outcome = as_numbers(corpus.column(Ref(node.index, "outcome")))
         value = (outcome == Outcome.VALUE) & valid
         failed = (outcome == Outcome.FAILED) & valid
@@ -194,6 +188,17 @@ class _Walk:
         self.undecided &= ~failed
         self.maybe &= ~failed
         return value
+
+    def _set_aside(self, node: Node, valid: np.ndarray) -> None:
+        """Rows that would be measured at a node are undecided from there on."""
+        need, more = self.open & ~valid, self.maybe & ~valid
+        low, high = int(np.count_nonzero(need)), int(np.count_nonzero(need | more))
+        if high:
+            self.found.missing.append(Missing(node.name, low, high))
+        self.undecided |= need & self.alive
+        self.maybe |= need
+        self.open &= ~need
+        self.alive &= ~need
 
     def _valid(self, node: Node) -> np.ndarray:
         """Rows whose stored value holds under the changed recipe (bool [N])."""

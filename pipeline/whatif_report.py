@@ -18,7 +18,7 @@ from pipeline.errors import RecipeError
 from pipeline.reason_columns import as_floats, as_numbers
 from pipeline.reasons import differences, section_of
 from pipeline.stage import Stage
-from pipeline.store import VALUES
+from pipeline.store import VALUES, VERDICTS
 from pipeline.whatif import KEPT, Fate, Found, decide_refs, drops_of, walk
 
 SAMPLE = 20_000  # rows whose tokens are counted
@@ -182,8 +182,17 @@ class _Boundary:
             drop = drops_of(self.node, stage, self.corpus, np.array([place]))[0]
             ref = decide_refs(self.node)[column] if column else None
             value = f"{column} {self.corpus.column(ref)[place].as_py():.6g}" if ref is not None else ""
-            told = {"stage": self.node.name, "side": side, "sample_id": identifier.hex(), "text": text[:_TEXT]}
-            yield {**told, "value": (drop.detail if drop is not None else "") or value, "now": "kept" if self.found.now.left[place] == KEPT else "dropped"}
+            value = (drop.detail if drop is not None else "") or value or self._detail_now(place)
+            told = {"stage": self.node.name, "side": side, "sample_id": identifier.hex(), "text": text[:_TEXT], "value": value}
+            yield {**told, "now": "kept" if self.found.now.left[place] == KEPT else "dropped"}
+
+    def _detail_now(self, place: int) -> str:
+        """What the committed verdict says of a row that the stage drops now."""
+        if self.found.now.left[place] != self.node.index:
+            return ""
+        part = int(np.searchsorted(self.corpus.starts, place, "right")) - 1
+        table = self.corpus.run.store.read(VERDICTS, self.node.name, part, ["detail"])
+        return "" if table is None else f"now {table['detail'][place - int(self.corpus.starts[part])].as_py()}"
 
 
 def _first(values: np.ndarray, count: int) -> np.ndarray:

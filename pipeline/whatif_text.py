@@ -19,7 +19,8 @@ def print_whatif(found: dict[str, Any], console: Console) -> None:
     _print_reasons(found, console)
     _print_examples(found, console)
     if found["resolved_again"]:
-        print_fact(console, "\nresolved again in memory:", ", ".join(found["resolved_again"]))
+        console.print()
+        print_fact(console, "resolved again in memory:", ", ".join(found["resolved_again"]))
     console.print(f"\nan estimate {found['estimate']}")
 
 

@@ -107,6 +107,9 @@ def build_part(out: str, part: int, rows_per_part: int, total: int) -> int:
     registry.import_file(str(PLUGINS))
     chain, store = Chain(recipe_of(rows_per_part), InputFacts("made", FACTS)), Store(out)
     rows = np.arange(part * rows_per_part, min(total, (part + 1) * rows_per_part))
+    last = next(node.index for node in chain.nodes if node.has_resolve) - 1
+    if store.path(VERDICTS, chain.nodes[last].name, part).exists():  # made by a call that was stopped
+        return len(rows)
     view, env = PartView(chain, store, part, len(rows)), Environment(chain, store)
     made = values_of(rows, total)
     for node in chain.nodes:
@@ -209,8 +212,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-whatif-") as temporary:
         out = (options.keep or Path(temporary)) / "run"
         told: dict[str, Any] = {"rows": options.rows}
-        if not (out / "run.json").exists():
+        if not (out / "built").exists():
             told["build"] = build(out, options.rows, options.rows_per_part)
+            (out / "built").touch()
         if not options.build_only:
             answer, first = call(out)
             told |= {"first": first, "files_made": answer["cache"]["files_made"], "warm": [call(out)[1] for _ in range(options.warm)]}
