@@ -82,6 +82,11 @@ def mentions(text: str) -> list[Mention]:
     return [_mention(match) for match in _OBJECT.finditer(text)]
 
 
+def named_objects(text: str) -> set[tuple[str, str]]:
+    """Colour and shape of the objects that a text names; without a colour the shape counts with colour ''."""
+    return {(m.found["color"][0] if "color" in m.found else "", m.found["shape"][0]) for m in mentions(text)}
+
+
 def _mention(match: re.Match[str]) -> Mention:
     found: dict[str, tuple[str, int, int]] = {}
     for word in _WORD.finditer(match["before"]):

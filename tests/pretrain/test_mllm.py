@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from stages import prompts
+from stages.models.rendering import Renderer
 from stages.pretrain.config import TrainConfig
 from stages.pretrain.dialogue import IGNORED, Dialogue, DialogueLayout, Turn
 from stages.pretrain.errors import DataError, TrainError
@@ -148,6 +150,19 @@ def test_every_turn_is_laid_out_as_the_processor_lays_out_its_single_request(lay
         )
         logits = net(**alone).logits[0, -1]
     assert torch.allclose(net.lm_head(ours[0, path[-1]]), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("system_text", [True, False])
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_stage_asks_what_was_trained(turn: Turn, system_text: bool) -> None:
+    """Token ids of a request as the pipeline's engines render it are those of the lesson, marks around the text included."""
+    objective = make_objective("mllm", {"system_text": system_text})
+    processor = objective.build(TINY_MLLM).processor
+    prompt = prompts.load(turn.prompt)
+    rendered = Renderer(processor).render(prompt.system, prompt.render(**turn.fields), True)
+    image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    ids = [token for one in rendered.ids for token in ([image] * 4 if one == image else [one])]
+    assert ids == DialogueLayout(processor.tokenizer, 2, 0.0, system_text).request(turn)
 
 
 def test_claims_mark_the_last_token_of_their_words(layout: DialogueLayout, model: Mllm) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from stages import prompts
 from stages.demo.captions import SHAPE_WORDS
+from stages.demo.claims import named_objects
 from stages.demo.grades import ASPECTS, grade
 from stages.demo.image_labels import HEADS, image_labels
 from stages.demo.scenes import draw_scene
@@ -21,7 +22,6 @@ from stages.pretrain.nets.mllm import read_vocabulary
 from stages.pretrain.nets.word_tokenizer import CONTROL_TOKENS, word_tokenizer
 from stages.pretrain.objectives.mllm import TINY_MLLM
 from stages.pretrain.rendered_dialogues import RenderedDialogues
-from stages.pretrain.rendered_mllm_eval import named_objects
 from stages.pretrain.rendered_turns import MIXES, all_turns
 
 SCENES = [draw_scene(seed_for("train", 1 << 39 | index)) for index in range(60)]
@@ -108,7 +108,7 @@ def test_phases_see_scenes_of_their_own_from_the_stream_that_the_demo_never_show
         assert config.init == (None if number == 0 else f"out/{recipe['phases'][number - 1]['name']}/export")
         if phase.get("crowded"):
             assert {len(samples.scene(index).objects) for index in range(10)} == {5, 6, 7, 8, 9}
-    with pytest.raises(ValueError, match="no such phase; it has see, place, speak, all, whole"):
+    with pytest.raises(ValueError, match="no such phase; it has see, place, speak, all"):
         rendered_mllm.read_recipe(rendered_mllm.RECIPE, "sea")
 
 

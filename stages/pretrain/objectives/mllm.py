@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from stages.pretrain.dialogue import IGNORED, Dialogue, DialogueLayout, Laid, Turn
 from stages.pretrain.nets.mllm import Mllm, build_mllm, load_weights, save_mllm
+from stages.pretrain.nets.word_tokenizer import TEMPLATE_WITHOUT_SYSTEM
 from stages.pretrain.objectives.base import Batch, Needs, Objective, ObjectiveConfig, Sample, Tokenize, normalise, stack_images
 
 
@@ -31,7 +32,9 @@ class MllmConfig(ObjectiveConfig):
     claim_weight: float = Field(0.0, ge=0, description="weight of the truth of claims; 0: not asked for")
     claim_place_weight: float = Field(0.0, ge=0, description="weight of the cells of the objects that claims mean; 0: not asked for")
     place_weight: float = Field(0.0, ge=0, description="weight of the classes of image tokens within the language model; 0: not asked for")
-    system_text: bool = Field(True, description="false: requests stand without the system text, which is two fifths of a short one")
+    system_text: bool = Field(
+        True, description="false: requests stand without the system text, which is two fifths of a short one; the exported chat template leaves it out"
+    )
     freeze_vision: bool = Field(False, description="train the language model only")
     start: Literal["all", "vision"] = Field("all", description="vision: of the weights that the training starts from, take the vision tower's")
     image_only: bool = Field(False, description="train the vision tower on the classes of image tokens and nothing else")
@@ -56,6 +59,8 @@ class MllmObjective(Objective):
         side = model_cfg["image_size"] // (vision.patch_size * vision.spatial_merge_size)
         self._layout = DialogueLayout(model.processor.tokenizer, side, self.config.length_power, self.config.system_text)
         self._heads, self._place_heads = tuple(model.image_heads), tuple(model.place_heads)
+        if not self.config.system_text:
+            model.processor.chat_template = model.processor.tokenizer.chat_template = TEMPLATE_WITHOUT_SYSTEM
         if self.config.freeze_vision:
             model.net.model.visual.requires_grad_(False)
         return model
