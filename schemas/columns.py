@@ -72,6 +72,18 @@ CORE: tuple[Column, ...] = (
     Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one; dedup writes it too"),
     Column("kind", pa.string(), "exact_dup", "how the duplicate was found: bytes or near"),
     Column("distance", pa.int16(), "dedup", "bits between the row's hash and that of the row kept in its place"),
+    Column("contam_bytes", pa.string(), "decontaminate", "evaluation item with the same bytes, as <set>/<item>"),
+    Column("contam_image", pa.string(), "decontaminate", "evaluation picture that agrees best among those near by hash"),
+    Column("contam_distance", pa.int16(), "decontaminate", "bits between its nearest window's hash and the row's"),
+    Column("contam_agreement", pa.float32(), "decontaminate", "how well the two pictures agree where they fit best, at most 1"),
+    Column("contam_text", pa.string(), "decontaminate", "evaluation text that is most contained in one of the row's texts"),
+    Column("contam_overlap", pa.float32(), "decontaminate", "share of its runs of eight words that the row's text has"),
+    Column("contam_emb", pa.string(), "decontaminate", "evaluation image with the nearest embedding"),
+    Column("contam_cosine", pa.float32(), "decontaminate", "cosine of the two embeddings, rounded to 1e-4"),
+    Column("known_kind", pa.string(), "known_dup", "what an earlier run has of the row: url, bytes or near"),
+    Column("known_item", pa.string(), "known_dup", "its row there, as <index>/<sample_id>"),
+    Column("known_distance", pa.int16(), "known_dup", "bits between the two hashes"),
+    Column("refused", pa.string(), "refuse", "what of the row is on a list of things to be forgotten: url, id or image"),
     Column("dup_component", pa.string(), "exact_dup", "sample_id (hex) of the kept row, for all rows of a component; dedup writes it too"),
 )
 
