@@ -11,10 +11,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.recipe import build_recipe
+from pipeline.run import RunOptions, run
+from stages.demo.captions import caption_for
+from stages.demo.claims import named_objects
+from stages.demo.image_bytes import encode
+from stages.demo.scenes import render
 from stages.models.open_clip_loader import weights_digest
 from stages.models.weights import BUNDLED_FOLDER
 from stages.pretrain import rendered_mllm
-from stages.pretrain.rendered_mllm_eval import Answerer, compare_engines, dense_captions, injections, matching
+from stages.pretrain.rendered_mllm_eval import Answerer, compare_engines, dense_captions, eval_scene, injections, matching
 
 FOLDER = BUNDLED_FOLDER / "rendered_mllm"
 
@@ -58,6 +64,26 @@ def test_an_instruction_in_a_text_hardly_moves_its_score(stated: dict, answerer:
     found = injections(answerer, 24)
     for aspect in ("image_text_matching", "object_detail_fulfillment", "caption_text_quality", "semantic_understanding"):
         assert found[aspect]["expected"] < stated["injections"][aspect]["expected"] + 5
+
+
+def test_stages_of_a_run_ask_it_as_it_was_trained(tmp_path: Path) -> None:
+    """16 scenes as image files, half of them with another scene's caption: the recipe's own stages, engine and prompts."""
+    scenes = [eval_scene(70_000 + number) for number in range(16)]
+    for number, scene in enumerate(scenes):
+        (tmp_path / f"{number:02}.png").write_bytes(encode(render(scene, 128), "png"))
+        (tmp_path / f"{number:02}.txt").write_text(caption_for(scene if number % 2 else eval_scene(80_000 + number)))
+    stages = [
+        "read_images", {"mllm_score": {"aspects": ["image_text_matching"], "expectation": True, "thresholds": {"image_text_matching": 50}}},
+        {"caption_dense": {"use": "caption", "format": "dense"}},
+    ]  # fmt: skip
+    spec = {"kind": "transformers", "weights": "bundled:rendered_mllm", "max_model_len": 1024}
+    given = {"name": "bundled", "input": {"kind": "image_folder", "folder": str(tmp_path)}, "models": {"mllm": spec}, "stages": stages}
+    view = run(build_recipe(given), tmp_path / "out", RunOptions(executor="local")).view.view(0)
+    scores = view.masked(view.chain.find_column("image_text_matching")).to_pylist()
+    assert sum(score > 50 for score in scores[1::2]) >= 7 and sum(score < 50 for score in scores[::2]) >= 7, scores
+    captions = view.masked(view.chain.find_column("caption_dense.text")).to_pylist()
+    named = [named_objects(text) == {(item.color, item.shape) for item in scene.objects} for text, scene in zip(captions, scenes, strict=True) if text]
+    assert len(named) >= 7 and sum(named) >= 0.7 * len(named), captions
 
 
 @pytest.mark.slow
