@@ -70,8 +70,9 @@ CORE: tuple[Column, ...] = (
     Column("pdq_quality", pa.int16(), "image_hash", "PDQ's own quality, 0 (flat) to 100"),
     Column("pdq_turned", pa.binary(), "image_hash", "PDQ hashes of the mirrored and rotated copies asked for, one behind another"),
     Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one; dedup writes it too"),
-    Column("kind", pa.string(), "exact_dup", "how the duplicate was found: bytes or near"),
+    Column("kind", pa.string(), "exact_dup", "how the duplicate was found: bytes, near or semantic"),
     Column("distance", pa.int16(), "dedup", "bits between the row's hash and that of the row kept in its place"),
+    Column("cosine", pa.float32(), "dedup", "cosine between the row's embedding and that of the row kept in its place"),
     Column("dup_component", pa.string(), "exact_dup", "sample_id (hex) of the kept row, for all rows of a component; dedup writes it too"),
 )
 
