@@ -58,8 +58,10 @@ def test_every_planted_picture_goes_by_its_own_rule_and_of_each_component_one_st
         "models": {"clip": {"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu"}},
         "stages": [
             {"read_images": {"min_short_side": 100, "max_aspect": 3}},
-            {"image_hash": {"pdq": False, "trimmed": True}}, {"clip_score": {"min": None}},
-            {"near_dup": {"by": "phash"}}, {"semantic_dup": {"search_cosine": COSINE}}, {"dedup": {"max_distance": 2, "min_cosine": COSINE, "semantic_bits": 22}},
+            {"image_hash": {"pdq": False, "trimmed": True}},
+            {"clip_score": {"min": None}},
+            {"near_dup": {"by": "phash"}}, {"semantic_dup": {"search_cosine": COSINE}},
+            {"dedup": {"max_distance": 2, "min_cosine": COSINE, "semantic_bits": 22}},
         ],
     }  # fmt: skip
     result = run(build_recipe(recipe), tmp_path / "run", RunOptions(executor="local", jobs=False))
