@@ -1,6 +1,6 @@
 """Hashes and embeddings asked together, on scenes of the rendered world: recall per edit and precision of rules that `dedup` can be given.
 
-    bench_dups_together.py [--scenes 150]
+    bench_dups_together.py [--scenes 150] [--svg FILE]
 
 Each scene gets nine copies. All pairs of pictures are looked at; a pair is right where both show one scene. Embeddings are those of the bundled CLIP.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -73,19 +74,44 @@ def rules(s: Seen) -> dict[str, np.ndarray]:
     }
 
 
+DRAWN = (("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"))
+
+
+def drawing(recalls: dict[str, list[float]]) -> str:
+    """Bars of recall per edit, one colour per rule."""
+    bars = []
+    for at, name in enumerate(EDITS):
+        top = 46 + 44 * at
+        bars.append(f'<text x="92" y="{top + 20}" text-anchor="end">{name}</text>')
+        for nth, (rule, colour) in enumerate(DRAWN):
+            share = recalls[rule][at]
+            bars.append(f'<rect x="100" y="{top + 11 * nth}" width="{420 * share:.1f}" height="9" fill="{colour}"/>')
+            bars.append(f'<text x="{106 + 420 * share:.1f}" y="{top + 8 + 11 * nth}" font-size="9">{share:.2f}</text>')
+    names = [f'<rect x="{x}" y="14" width="10" height="10" fill="{colour}"/><text x="{x + 15}" y="23">{rule}</text>'
+             for x, (rule, colour) in zip((20, 140, 250), DRAWN, strict=True)]  # fmt: skip
+    height = 50 + 44 * len(EDITS)
+    font = 'font-family="sans-serif" font-size="12" fill="#222"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="570" height="{height}" viewBox="0 0 570 {height}" {font}>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *names, *bars, "</svg>", ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=150)
+    parser.add_argument("--svg", type=Path, help="also draw the recall of three rules")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     s = seen(options.scenes)
     upper, own = np.triu_indices(len(s.scene), 1), np.flatnonzero(s.edit == 0)
     same = (s.scene[:, None] == s.scene[None])[upper]
     print("| Rule | precision | " + " | ".join(EDITS) + " |\n|---|---|" + "---|" * len(EDITS))
+    recalls = {}
     for name, joined in rules(s).items():
         right, wrong = int((joined[upper] & same).sum()), int((joined[upper] & ~same).sum())
-        recall = [joined[np.flatnonzero(s.edit == nth + 1), own].mean() for nth in range(len(EDITS))]
+        recalls[name] = recall = [float(joined[np.flatnonzero(s.edit == nth + 1), own].mean()) for nth in range(len(EDITS))]
         print(f"| {name} | {right / max(1, right + wrong):.4f} | " + " | ".join(f"{share:.3f}" for share in recall) + " |")
+    if options.svg:
+        options.svg.write_text(drawing(recalls))
 
 
 if __name__ == "__main__":
