@@ -6,6 +6,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import Fatal
@@ -72,6 +73,7 @@ class BlobWriter:
         self._written = self._handed_on = 0
         self._done: list[tuple[str, Path, str]] = []
         self._count = 0
+        self._writer_out: ThreadPoolExecutor | None = None  # a disk that is behind holds up this thread, not the requests under way
 
     def add(self, key: str, extension: str, data: bytes | memoryview, sha256: bytes | None = None) -> tuple[str, int, int]:
         """Append one member; `sha256` is that of `data`, where it is known.
@@ -110,7 +112,8 @@ class BlobWriter:
                 write_all(self._file, b"".join(pieces))
             self._written += size
             if self._written - self._handed_on >= _WRITE_OUT_BYTES:
-                start_writing_out(self._file, self._handed_on, self._written - self._handed_on)
+                self._writer_out = self._writer_out or ThreadPoolExecutor(1, thread_name_prefix="tar-out")
+                self._writer_out.submit(start_writing_out, self._file, self._handed_on, self._written - self._handed_on)
                 self._handed_on = self._written
         except OSError as error:
             raise as_write_error(error, self._path) from error
@@ -118,11 +121,18 @@ class BlobWriter:
     def _close_current(self) -> None:
         self._write(TAR_END)
         assert self._file is not None
+        self._end_writer_out()
         with writing(self._path):
             os.fsync(self._file)
             os.close(self._file)
         self._done.append((self._token, self._path, self._digest.hexdigest()[:16]))
         self._file = None
+
+    def _end_writer_out(self) -> None:
+        """Before the tar is closed: its descriptor may then be another file's."""
+        if self._writer_out is not None:
+            self._writer_out.shutdown(cancel_futures=True)
+            self._writer_out = None
 
     def finish(self) -> dict[str, str]:
         """Close and commit every tar. Returns token -> file name."""
@@ -138,6 +148,7 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Remove what was not committed."""
+        self._end_writer_out()
         if self._file is not None:
             self._path.unlink(missing_ok=True)
             os.close(self._file)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_dataset, cli_index, cli_repair, cli_whatif
+from pipeline import cli_dataset, cli_forget, cli_index, cli_repair, cli_whatif
 from pipeline.cli_options import (
     EXIT_FAILED,
     Address,
@@ -280,6 +280,7 @@ app.command(short_help="Show what a changed recipe would keep.")(cli_whatif.what
 app.command(short_help="Write the dataset of a changed recipe beside the old.")(cli_whatif.recut)
 app.command(short_help="Write the dataset as Parquet with images.")(cli_dataset.export)
 app.command(short_help="Give back the space of images that no row names.")(cli_dataset.gc)
+app.command(short_help="Remove rows for good, from everywhere.")(cli_forget.forget)
 app.add_typer(cli_index.app, name="index", short_help="Indexes of evaluation sets and finished runs.")
 
 

@@ -92,7 +92,7 @@ def retry(
     options = RunOptions(executor, workers or 0, address, jobs=not no_jobs)
     check_options(options)
     view = open_run(out)
-    recipe = _same_recipe(out, list(sets or []))
+    recipe = same_recipe(out, list(sets or []))
     wanted = rows_to_retry(view, stage, codes)
     told = {name: dict(sorted(counted.items())) for name, counted in wanted.items()}
     if dry_run or not wanted:
@@ -134,7 +134,7 @@ def _print_wanted(told: dict[str, dict[str, int]], out: str, stage: str | None, 
         results().print(f"nothing to try again: no row failed{place} with {shown}; what there is: pairmill failures {out}", soft_wrap=True)
 
 
-def _same_recipe(out: str, sets: list[str]) -> Any:
+def same_recipe(out: str, sets: list[str]) -> Any:
     """The recipe of the last run, with values that change speed and patience only. Raises RecipeError for any other."""
     from pipeline.chain import Chain
     from pipeline.recipe import apply_overrides, build_recipe

@@ -12,6 +12,7 @@ from pipeline.chain import Chain
 from pipeline.digests import hash_column, seeded_fraction
 from pipeline.environment import Environment
 from pipeline.errors import RecipeError
+from pipeline.forgotten import Forgotten
 from pipeline.part import judge
 from pipeline.store import VALUES, VERDICTS
 from pipeline.view import PartView, flat
@@ -26,13 +27,14 @@ def cut_input(env: Environment, on_rows: Callable[[int], None] = lambda rows: No
     """
     counts: list[int] = []
     total = 0
+    forgotten = Forgotten.of_run(env.store.root)
     for table in input_parts(env.chain):
         part, rows = len(counts), table.num_rows
         node = env.chain.nodes[0]
         record = env.store.record(VALUES, node.name, part)
         verdict = env.store.record(VERDICTS, node.name, part)
         if record is None or verdict is None or record.fingerprint != node.compute_fingerprint or record.rows != rows:
-            _commit_part(env, part, table)
+            commit_part(env, part, forgotten.blinded(table))
         counts.append(rows)
         total += rows
         on_rows(total)
@@ -41,7 +43,8 @@ def cut_input(env: Environment, on_rows: Callable[[int], None] = lambda rows: No
     return counts
 
 
-def _commit_part(env: Environment, part: int, table: pa.Table) -> None:
+def commit_part(env: Environment, part: int, table: pa.Table) -> None:
+    """Commit values and verdicts of a part of the input: columns of the source, failure and failure_detail."""
     node = env.chain.nodes[0]
     rows = table.num_rows
     failed = table["failure"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)

@@ -69,13 +69,16 @@ def hash_column(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no white space, bytes as hex."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_json_default)
+    return _ENCODER.encode(value)
 
 
 def _json_default(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return str(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_json_default)
 
 
 def combine_hashes(columns: list[np.ndarray], rows: int) -> np.ndarray:

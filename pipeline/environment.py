@@ -14,6 +14,7 @@ from pipeline.blobs import BlobWriter
 from pipeline.budget import Runs
 from pipeline.chain import Chain, Node
 from pipeline.errors import Budget
+from pipeline.forgotten import Forgotten
 from pipeline.retry import Retry
 from pipeline.stage import Context, Stage
 from pipeline.storage import Place
@@ -52,6 +53,7 @@ class Environment:
     nodes: int = 1
     model_for: Callable[[str], Any] | None = None
     _ready: set[int] = field(default_factory=set)
+    _forgotten: Forgotten | None = None
 
     def __post_init__(self) -> None:
         self.info = {"version": code_version(), "python": platform.python_version()}
@@ -68,6 +70,9 @@ class Environment:
         stage = self.stage(node)
         context = Context(node.name, part, self.chain.recipe.seed, self.workers, self.store.token, self.nodes)
         if stage.writes_blobs:
+            if self._forgotten is None:
+                self._forgotten = Forgotten.of_run(self.store.root)
+            context.refuses = self._forgotten.refuses_bytes
             context.blobs = BlobWriter(self.store.blobs(node.name), part, self.store.guard)
         if stage.uses_model and stage.model_name:
             context.model = self._model(stage.model_name)

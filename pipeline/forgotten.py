@@ -71,6 +71,10 @@ class Forgotten:
         self.salt = self.salt or secrets.token_hex(16)
         self._known[kind].add(self._salted(kind, _digest(kind, value)))
 
+    @property
+    def has_hashes(self) -> bool:
+        return bool(self._known["hash"])
+
     def refuses_url(self, url: str | None) -> bool:
         """Whether the URL is on the list, or its host or a domain above it."""
         if not url or not (self._known["url"] or self._known["domain"]):
@@ -112,8 +116,7 @@ class Forgotten:
         columns["sample_id"] = pa.array([self.blind(one) if hidden else one for one, hidden in zip(ids, gone.tolist(), strict=True)], table["sample_id"].type)
         codes = table["failure"].to_pylist()
         columns["failure"] = pa.array([str(FailureCode.FORGOTTEN) if hidden else code for code, hidden in zip(codes, gone.tolist(), strict=True)], pa.string())
-        return pa.table({name: pa.chunked_array(column.chunks, table.schema.field(name).type) if isinstance(column, pa.ChunkedArray) else column
-                         for name, column in columns.items()})  # fmt: skip
+        return pa.table(columns)
 
     def rows(self, table: pa.Table) -> np.ndarray:
         """Rows of the input whose URL or id is on the list (bool [N])."""

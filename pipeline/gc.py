@@ -88,8 +88,13 @@ def _collect(run: RunView, done: Collected, dead_rows: bool, fetch_again: bool) 
                 _forget(run, node, part, done)
             if dead_rows:
                 spared.setdefault(node.name, set()).update(_strip(run, node, part, done))
+    return collect_unnamed(run, done, spared)
+
+
+def collect_unnamed(run: RunView, done: Collected, spared: dict[str, set[str]] | None = None) -> Collected:
+    """Remove tars and vectors that no committed row names. spared: tars by stage that a dry run must count as removed."""
     for stage, paths in _by_stage(run.root / "blobs", "part-*.tar").items():
-        named = _named_tars(run.store, stage) - (spared.get(stage, set()) if done.dry_run else set())
+        named = _named_tars(run.store, stage) - ((spared or {}).get(stage, set()) if done.dry_run else set())
         for path in paths:
             if path.name not in named:
                 done.tars, done.tar_bytes = done.tars + 1, done.tar_bytes + path.stat().st_size
@@ -164,7 +169,7 @@ def _strip(run: RunView, node: Node, part: int, done: Collected) -> set[str]:
     if done.dry_run:
         done.copied_bytes += sum(_member_bytes(sizes[row]) for row in alive) + (2 * BLOCK if alive else 0)
         return touched
-    done.copied_bytes += _copy(run, node, part, alive, tars, offsets, sizes)
+    done.copied_bytes += copy_images(run, node, part, alive, tars, offsets, sizes)
     for row in dead:
         tars[row], offsets[row] = REMOVED, 0
     for name, values in (("tar", tars), ("offset", offsets)):
@@ -177,7 +182,7 @@ def _member_bytes(size: int) -> int:
     return BLOCK + size + len(padding(size))
 
 
-def _copy(run: RunView, node: Node, part: int, rows: list[int], tars: list[Any], offsets: list[Any], sizes: list[Any]) -> int:
+def copy_images(run: RunView, node: Node, part: int, rows: list[int], tars: list[Any], offsets: list[Any], sizes: list[Any]) -> int:
     """Write the images of `rows` into new tars and put their new places into the lists; returns the bytes of these tars."""
     folder = run.store.blobs(node.name)
     writer = BlobWriter(folder, part, run.store.guard)

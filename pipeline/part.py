@@ -207,11 +207,8 @@ def commit_values(
     node: Node, view: PartView, env: Environment, columns: dict[str, pa.Array], result: StepResult, context: Context, marks: dict[str, Any]
 ) -> PartRecord:
     view.put_values(node, columns)
-    outcome = columns["outcome"].to_numpy()
     record = PartRecord(VALUES, node.name, view.part, view.rows, node.compute_fingerprint, digest=view.values_digest(node))
-    record.counts = {"value": int((outcome == Outcome.VALUE).sum()), "failed": int((outcome == Outcome.FAILED).sum())}
-    codes = columns["failure"].drop_null().to_pylist()
-    record.counts |= {f"failed:{code}": n for code, n in sorted(Counter(codes).items())}
+    record.counts = value_counts(columns)
     record.info = {**env.info, "computed": result.computed, "calls": result.calls}
     record.info |= {"seconds": round(result.seconds, 3), "model_seconds": round(result.model_seconds, 3), **marks}
     if any(result.tokens):
@@ -230,6 +227,14 @@ def commit_values(
         env.store.drop_side_files(node.name, view.part, set(record.side_files.values()))
     view.put_record(node, record)
     return record
+
+
+def value_counts(columns: dict[str, pa.Array]) -> dict[str, int]:
+    """Counts of a values footer: rows with a value, failed ones, and those of each code."""
+    outcome = columns["outcome"].to_numpy()
+    counts = {"value": int((outcome == Outcome.VALUE).sum()), "failed": int((outcome == Outcome.FAILED).sum())}
+    codes = columns["failure"].drop_null().to_pylist()
+    return counts | {f"failed:{code}": n for code, n in sorted(Counter(codes).items())}
 
 
 def judge_part(node: Node, view: PartView, env: Environment, result: StepResult) -> None:

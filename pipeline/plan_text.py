@@ -116,19 +116,18 @@ def _print_work(plan: Plan, console: Console) -> None:
 
 def _print_probe(probe: dict[str, Any], console: Console) -> None:
     console.print(f"\nWhat a probe of {probe['rows']:,} rows foretells", style="bold")
-    table = plain_table("stage", "measured", "rows/s", "answer tokens/s", "rows to come", "seconds", "model-seconds", wide="stage")
+    roomy = console.width >= ROOMY
+    table = plain_table("stage", *(["measured"] if roomy else []), "rows/s", *(["to come"] if roomy else []), "seconds", "model-s", wide="stage")
     for one in probe["stages"]:
-        table.add_row(
-            one["stage"], number(one["measured"]), _figure(one["rows_per_s"]), _figure(one["answer_tokens_per_s"]), number(one["rows"]),
-            _figure(one["seconds"]), _figure(one["model_seconds"]),
-        )  # fmt: skip
+        measured, to_come = ([number(one["measured"])], [number(one["rows"])]) if roomy else ([], [])
+        table.add_row(one["stage"], *measured, _figure(one["rows_per_s"]), *to_come, _figure(one["seconds"]), _figure(one["model_seconds"]))
     console.print(table)
-    console.print("Seconds are those of one worker and one engine side by side, models started; rows to come are taken from the share that came so far.")
+    console.print("Seconds are those of one worker and one engine, started before; rows to come follow from the share that came so far.")
     for one in probe["stages"]:
         if one["engine_hours_per_million"] is not None:
             asked, made = one["tokens_per_row"]
             price = f", {one['price_per_million']:,.2f} at {probe['price_per_hour']:g} an hour" if one["price_per_million"] is not None else ""
-            tokens = f"{asked:,.1f} prompt and {made:,.1f} answer tokens a row"
+            tokens = f"{asked:,.1f} prompt and {made:,.1f} answer tokens a row, {_figure(one['answer_tokens_per_s'])} answer tokens/s"
             told = f"{one['stage']}: {tokens}; a million images take {one['engine_hours_per_million']:,.2f} engine-hours"
             console.print(told + price)
 

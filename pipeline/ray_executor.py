@@ -220,10 +220,13 @@ def start_ray(workers: int, address: str | None) -> None:
             # By inheritance, not by a runtime environment: for that Ray would throw away the workers that it starts at once, and start others.
             with _environment_of(variables):
                 ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except BaseException as error:  # Ray raises all kinds, a bare Exception among them
+        if not isinstance(error, Exception):
+            raise
         if address:
             raise RecipeError(unreachable(address, error)) from error
-        raise Fatal(f"Ray could not be started on this machine: {error}; check `ray status`, or run with --executor local") from error
+        busy = "; it gives itself 30 s, too few for a machine that does much else: run again" if "timed out" in str(error) else "; check `ray status`"
+        raise Fatal(f"Ray could not be started on this machine: {error}{busy}, or with --executor local") from error
 
 
 def _worker_variables() -> dict[str, str]:

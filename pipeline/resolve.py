@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -52,6 +53,7 @@ def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[Par
     try:
         with duckdb.connect(str(scratch / "evidence.duckdb")) as con:
             con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
+            con.execute("SET enable_progress_bar=false")  # it would write into what the command prints
             alive = _gather(con, node, views)
             stage = node.stage
             assert stage is not None
@@ -60,7 +62,7 @@ def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[Par
             relation = stage.resolve(evidence)
             columns = ", ".join(f'"{name}"' for name in ("part", "row", *node.resolves))
             relation.select(columns).create("answer")
-            return _commit(node, views, store, _answers(con, node, views), inputs)
+            return _commit(node, views, store, _answers(con, node, views), inputs, evidence.facts)
     except duckdb.Error as error:
         raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
     finally:
@@ -147,8 +149,10 @@ def _together(views: Sequence[PartView]) -> Iterator[list[PartView]]:
         yield some
 
 
-def _commit(node: Node, views: Sequence[PartView], store: Store, answers: Iterator[dict[int, pa.Table]], inputs: str) -> list[PartRecord]:
-    """Commit one file per part, rows without an answer null."""
+def _commit(
+    node: Node, views: Sequence[PartView], store: Store, answers: Iterator[dict[int, pa.Table]], inputs: str, facts: dict[str, Any]
+) -> list[PartRecord]:
+    """Commit one file per part, rows without an answer null; the first part's footer holds the facts."""
     records = []
     by_part = {view.part: view for view in views}
     for answer in answers:
@@ -158,6 +162,7 @@ def _commit(node: Node, views: Sequence[PartView], store: Store, answers: Iterat
             record = PartRecord(RESOLVED, node.name, part, view.rows, node.resolve_fingerprint, inputs)
             record.digest = digest_of(*(piece for name in node.resolves for piece in (name, hash_column(columns[name]))))
             record.counts = {"rows": table.num_rows}
+            record.info = {"facts": facts} if facts and view is views[0] else {}
             store.commit(pa.table(columns), record)
             records.append(record)
     return records

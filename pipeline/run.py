@@ -15,6 +15,7 @@ from pipeline.environment import Environment, code_version
 from pipeline.errors import BudgetExceeded, Fatal, RecipeError
 from pipeline.executor import Executor, LocalExecutor, default_workers
 from pipeline.files import read_metadata, remove_temporaries
+from pipeline.forgotten import Forgotten
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
 from pipeline.preflight import check_address, check_devices, take_lock
@@ -29,6 +30,7 @@ from schemas.sample import SOURCE_COLUMNS
 
 Notify = Callable[[str, Any], None]
 RAY_WORTH_S = 30.0
+PUBLISHING = frozenset({"write_shards", "write_index", "report"})  # jobs that show what the stages came to
 
 
 @dataclass
@@ -37,7 +39,7 @@ class RunOptions:
 
     workers: processes, 0 for one per processor (of the cluster, where there is one). address: of a Ray cluster; without one, that of RAY_ADDRESS,
     which Ray sets in a job that it runs, counts for all but the local executor. measures: False where everything is measured already, so that no
-    device of a model is asked for.
+    device of a model is asked for. forgetting: this run ends a removal (`pairmill forget`): of the jobs only those that publish what the stages came to.
     """
 
     executor: str = "auto"
@@ -46,6 +48,7 @@ class RunOptions:
     retry: dict[str, frozenset[str]] = field(default_factory=dict)
     jobs: bool = True
     measures: bool = True
+    forgetting: bool = False
 
 
 @dataclass
@@ -82,6 +85,8 @@ def run(
         notify("warning", lock.warning)
     try:
         remove_temporaries(root)
+        if Forgotten.of_run(root).open and not options.forgetting:
+            raise Fatal(f"{root}: a removal of rows was interrupted here; end it first: pairmill forget {root}")
         parts = _cut(chain, store, notify)
         retry = _what_to_retry(chain, store, options)
         notify("retry", retry)
@@ -100,7 +105,7 @@ def run(
             problems = list(view.check_counts())
             if problems:
                 raise Fatal("the counts do not add up; this is a fault of pairmill: " + "; ".join(problems))
-            jobs = _run_jobs(recipe, executor, view, notify) if options.jobs else {}
+            jobs = _run_jobs(recipe, executor, view, notify, options.forgetting) if options.jobs else {}
         finally:
             executor.close()
     finally:
@@ -204,9 +209,11 @@ def _ray_installed() -> bool:
     return find_spec("ray") is not None
 
 
-def _run_jobs(recipe: Recipe, executor: Executor, view: RunView, notify: Notify) -> dict[str, dict[str, Any]]:
+def _run_jobs(recipe: Recipe, executor: Executor, view: RunView, notify: Notify, forgetting: bool = False) -> dict[str, dict[str, Any]]:
     summaries: dict[str, dict[str, Any]] = {}
     for place, job in enumerate(recipe.jobs):
+        if forgetting and job.name not in PUBLISHING:
+            continue
         notify("job", job.instance)
         tasks = job.tasks(view)
         results = []

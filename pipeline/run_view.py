@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow as pa
 from pipeline.chain import Chain, Ref
 from pipeline.digests import digest_of
 from pipeline.storage import Place
-from pipeline.store import VALUES, VERDICTS, Store
+from pipeline.store import RESOLVED, VALUES, VERDICTS, Store
 from pipeline.view import PartView
 from schemas.outcome import Status
 from schemas.record import PartRecord
@@ -71,6 +72,12 @@ class RunView:
         """Footers of all values and verdicts."""
         wanted = [(kind, node.name, part) for node in self.chain.nodes for part in range(len(self.parts)) for kind in (VALUES, VERDICTS)]
         return self.store.records(wanted)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What the resolves of the stages found of the whole corpus (`Evidence.facts`), by stage; those that left nothing are missing."""
+        wanted = [(RESOLVED, node.name, 0) for node in self.chain.nodes if node.has_resolve and self.parts]
+        found = self.store.records(wanted)
+        return {stage: record.info["facts"] for (_, stage, _), record in found.items() if record.info.get("facts")}
 
     def counts(self) -> dict[str, Counter[str]]:
         """Per stage: rows kept, dropped, failed, skipped and each reason ('dropped:low_clip')."""

@@ -68,6 +68,7 @@ class Context:
     `run`: name of the run, shared by its processes ('' outside of one); `workers` processes of the run on `nodes` machines.
     report(place in `rows`, outcome): a stage that takes many rows in one call tells the budget of each as it is done, so that
     a broken network stops the run long before the call's end. Raises BudgetExceeded, which must be let through.
+    refuses(SHA-256, ...): whether an image with one of these digests was removed from this run for good, and must not be stored again.
     shared: what stages that see one batch after each other may leave for the next one, such as decoded images; empty for each batch.
     """
 
@@ -82,6 +83,7 @@ class Context:
     scratch: Path | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
     report: Callable[[int, Values | Failure], None] = lambda place, outcome: None
+    refuses: Callable[..., bool] = lambda *digests: False
 
 
 class Stage:
@@ -214,7 +216,8 @@ class Evidence:
 
     Vector columns of `reads_resolve` are not in the table: `vectors(key)` reads them part by part, in the order of the input, anew at each call;
     rows of the table without a vector are left out, and so is all where no stage writes the column. What needs files of its own puts them into `scratch`,
-    which is removed after the resolve.
+    which is removed after the resolve. What the stage found of the whole corpus (edges of levels, a table for the report) it leaves in `facts`, small plain
+    JSON values that follow from the evidence alone: `RunView.facts` reads them, and the dataset's manifest holds them.
     """
 
     con: duckdb.DuckDBPyConnection
@@ -223,6 +226,7 @@ class Evidence:
     seed: int = 0
     vectors: Callable[[str], Iterator[VectorBlock]] = _no_vectors
     scratch: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

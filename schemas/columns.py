@@ -73,6 +73,17 @@ CORE: tuple[Column, ...] = (
     Column("kind", pa.string(), "exact_dup", "how the duplicate was found: bytes or near"),
     Column("distance", pa.int16(), "dedup", "bits between the row's hash and that of the row kept in its place"),
     Column("dup_component", pa.string(), "exact_dup", "sample_id (hex) of the kept row, for all rows of a component; dedup writes it too"),
+    Column("cluster", pa.int32(), "clusters", "nearest cluster of the embedding; 0 has the most rows"),
+    Column("clusters", pa.list_(pa.int32()), "clusters", "nearest clusters of the embedding, nearest first"),
+    Column("cluster_cosine", pa.float32(), "clusters", "cosine of the embedding and the centroid of its nearest cluster"),
+    Column("level", pa.int8(), "levels", "level of a score, 0 the lowest; the edges stand in the manifest"),
+    Column("noise_prob", pa.float32(), "noise_prob", "probability that the text does not belong to the image, by how hard the pair was to learn"),
+    Column("pair_loss", pa.float32(), "noise_prob", "loss of the pair after a short training"),
+    Column("balance_reason", pa.string(), "balance", "why the row was put out; null where it stays"),
+    Column("balance_detail", pa.string(), "balance", "the group that put the row out, its size, and how many of it stay"),
+    Column("keep_probability", pa.float32(), "balance", "probability with which the row stays; its reciprocal is the weight that undoes the thinning"),
+    Column("balance_t", pa.float64(), "balance", "least t of MetaCLIP's balancing from which on the row stays"),
+    Column("matched_entries", pa.list_(pa.string()), "balance", "entries of the metadata that the row's texts match"),
 )
 
 CORE_BY_NAME = {column.name: column for column in CORE}

@@ -102,6 +102,7 @@ class Manifest:
     counts: {input, kept, dropped, failed, stages: {stage: {dropped: {reason: n}, failed: {code: n}}}}.
     images: 'decoded' when every image was decoded whole before it was stored, 'header' when only its header was read.
     models: name in the recipe -> kind, name, identity, digest of the weights. files: SHA-256 of all other files.
+    facts: stage -> what it found of the whole corpus, such as the edges of `levels`.
     """
 
     splits: dict[str, Split]
@@ -111,11 +112,14 @@ class Manifest:
     recipe_digest: str
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: equal manifests are equal bytes. Shards without embeddings have no such keys."""
+        """Canonical JSON: equal manifests are equal bytes. Shards without embeddings have no such keys, and `facts` is there where there are any."""
         data = asdict(self)
+        if not self.facts:
+            del data["facts"]
         for split in data["splits"].values():
             split["shards"] = [{k: v for k, v in shard.items() if v != ""} for shard in split["shards"]]
         return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

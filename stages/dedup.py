@@ -1,8 +1,8 @@
-"""dedup: equal bytes and near images joined into components, of which one row stays. The one decision on duplicates (RealSyn, section 3.1: union-find)."""
+"""dedup: equal bytes, near and alike images joined into components, of which one row stays: the one decision (RealSyn, section 3.1: union-find)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,24 +14,26 @@ from pipeline.reason_columns import is_true, reason_column
 from pipeline.stage import ColumnEvidence, Evidence, Params, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
-from stages.dups.components import components, split_weak_chains
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
-from stages.dups.whole_dedup import decide_whole, has_turned, near_edges, read_hashes
-from stages.dups.whole_groups import spread_of
-from stages.sql_texts import has_column
+from stages.dups.links import NO_LINKS, SEMANTIC_STEPS, Links, Measures, has_evidence, joined, links_of
+from stages.dups.whole_dedup import decide_whole, has_structs, has_turned, read_hashes
 
 if TYPE_CHECKING:
     import duckdb
 
 MAX_DISTANCE = {32: 31, 8: 6}  # by the bytes of a hash
-REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP}
+MIN_COSINE = 0.95
+REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reason.SEMANTIC_DUP}
 
 
 class DedupParams(Params):
     """How near two images are one, and which row of a component stays."""
 
     max_distance: int | None = decides(None, "bits of near_dup's hash that two images of one component may differ in; null: 31 of 256, 6 of 64", ge=0)
-    reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance apart", ge=1)
+    min_cosine: float | None = decides(
+        None, "least cosine of the embeddings of two images of one component; null: 0.95, or semantic_dup's search_cosine where higher", le=1
+    )
+    reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
     max_texts: int = decides(32, "most texts that a kept row has after it took over those of its duplicates", ge=1)
 
@@ -39,25 +41,32 @@ class DedupParams(Params):
 class Dedup(Stage):
     """Keeps one row of each component of equal or near images and gives it the texts of all.
 
-    Rows with equal `raw_sha256` are one component; behind near_dup so are rows with equal hashes, and with hashes within `max_distance`. Links are
-    taken from the nearest to the farthest; one that would join two groups whose centres lie further apart than `reach` x `max_distance` is weak and left out.
+    Rows with equal `raw_sha256` are one component; behind near_dup so are rows with equal hashes, and with hashes within `max_distance`; behind
+    semantic_dup rows whose embeddings have at least the cosine `min_cosine`. Links are taken from the nearest to the farthest, a cosine as its share of
+    the way from 1 to `min_cosine`; one that would join two groups whose centres lie further apart than `reach` times the limit, by both
+    measures, is weak and left out.
     The keeper is the row with the most pixels, then the highest clip_score, then the least sample_id. Its `texts` are those of all rows, each text
-    once, best clip_score first, with the row it came from as `source`. `kind`: 'bytes' where a better row of the component has the same bytes, else 'near';
-    `distance`: bits between the row's hash and its keeper's. `dup_component` is the keeper's id for all rows of a component.
+    once, best clip_score first, with the row it came from as `source`. `kind`: 'bytes' where a better row of the component has the same bytes, 'near'
+    where bytes and hashes alone tie it to a better row, else 'semantic'. `distance`, `cosine`: between the row and its keeper. `dup_component` is the
+    keeper's id for all rows of a component.
     """
 
     name: ClassVar[str] = "dedup"
     Params = DedupParams
     params: DedupParams
-    reads_resolve = ("raw_sha256", "near_evidence?", "clip_score?", "texts|text|alt_text", "width?", "height?")
-    resolves = {"dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "dup_component": pa.string(), "texts": TEXTS}
+    reads_resolve = ("raw_sha256", "near_evidence?", "semantic_evidence?", "clip_score?", "texts|text|alt_text", "width?", "height?")
+    resolves = {
+        "dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "cosine": pa.float32(), "dup_component": pa.string(), "texts": TEXTS,
+    }  # fmt: skip
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         keeper, distance = resolved.get("dup_of"), resolved.get("distance")
         if not keeper:
             return None
-        near = resolved["kind"] == "near"
-        return Drop(REASONS[resolved["kind"]], f"{keeper}, {distance} bits" if near and distance is not None else keeper)
+        kind, cosine = resolved["kind"], resolved.get("cosine")
+        if kind == "semantic" and cosine is not None:
+            return Drop(REASONS[kind], f"{keeper}, cosine {cosine:.4f}")
+        return Drop(REASONS[kind], f"{keeper}, {distance} bits" if kind == "near" and distance is not None else keeper)
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         kind = columns["kind"]
@@ -66,32 +75,28 @@ class Dedup(Stage):
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Equal bytes and equal hashes are found by DuckDB; only rows that have a duplicate come into memory."""
         con = evidence.con
-        # Without near_dup in the recipe the column is missing, or has no type.
-        near = has_column(con, "near_evidence") and con.sql("SELECT near_evidence FROM rows LIMIT 0").types[0].id == "struct"
+        hashed, embedded = has_evidence(con, "near_evidence"), has_evidence(con, "semantic_evidence")
         groups_by(con, "raw_sha256", "dup_bytes")
-        edges = [_edges(con, "dup_bytes")]
-        if near:
+        same = [_equal(con, "dup_bytes")]
+        if hashed:
             groups_by(con, "struct_extract(near_evidence, 'hash')", "dup_hash")
-            edges += [_edges(con, "dup_hash"), self._near_edges(con)]
-        left, right = (np.concatenate([some[side] for some in edges]) for side in (0, 1))
-        keys, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-        labels = keys[components(len(keys), *np.split(places, 2))]
-        con.register("dup_found", pa.table({"part": (keys >> 32).astype(np.int32), "row": (keys & 0xFFFFFFFF).astype(np.int32), "component": labels}))
-        con.execute('CREATE OR REPLACE TABLE dup_groups AS SELECT part, "row", component FROM dup_found')
+            same.append(_equal(con, "dup_hash"))
+        width, most, near = self._near_links(con) if hashed else (0, SEMANTIC_STEPS, NO_LINKS)
+        scale, semantic = self._semantic_links(con, most) if embedded else (0.0, NO_LINKS)
+        keys, label, plain = joined(same, near, semantic, int(most * self.params.reach), Measures(con, width, scale))
+        place = {"part": (keys >> 32).astype(np.int32), "row": (keys & 0xFFFFFFFF).astype(np.int32)}
+        con.register("dup_found", pa.table({**place, "component": label, "near": plain}))
+        con.execute('CREATE OR REPLACE TABLE dup_groups AS SELECT part, "row", component, near FROM dup_found')
         con.unregister("dup_found")
-        kept = keepers(con, self.params.max_texts, self.params.keeper)
-        return _with_distance(con, kept, near)
+        return _with_distance(con, keepers(con, self.params.max_texts, self.params.keeper), hashed, embedded)
 
     def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array] | None:
-        """Without the texts, and without turned copies: for these the query is asked."""
-        if "texts" in evidence.wanted or has_turned(evidence):
+        """Without the texts, turned copies and embeddings: for these the query is asked."""
+        if "texts" in evidence.wanted or has_turned(evidence) or has_structs(evidence, "semantic_evidence"):
             return None
         found = read_hashes(evidence)
-        near = None
-        if found is not None:
-            most = self._most(found.width, found.within)
-            near = near_edges(found, most, self.params.reach)
-        return decide_whole(evidence, found, near, self.params.keeper)
+        most = self._most(found.width, found.within) if found is not None else 0
+        return decide_whole(evidence, found, most, int(most * self.params.reach), self.params.keeper)
 
     def _most(self, width: int, within: int) -> int:
         """Bits that two images of one component may differ in. Raises Fatal where near_dup did not search as far."""
@@ -100,78 +105,57 @@ class Dedup(Stage):
             raise Fatal(f"{self.instance}: max_distance {most} is more than the {within} bits up to which near_dup searched; raise near_dup.search_distance")
         return most
 
-    def _near_edges(self, con: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, np.ndarray]:
-        """Links between first rows of hashes that hold: (row, least row of its component)."""
+    def _near_links(self, con: duckdb.DuckDBPyConnection) -> tuple[int, int, Links]:
+        """Bytes of a hash, bits that two images of one component may differ in, and the links between first rows of hashes that hold."""
         known = con.sql("SELECT octet_length(near_evidence.hash), near_evidence.within FROM rows WHERE near_evidence IS NOT NULL LIMIT 1").fetchall()
         if not known:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
+            return 0, SEMANTIC_STEPS, NO_LINKS
         [(width, within)] = known
         most = self._most(width, within)
-        con.execute(
-            f"""
-            CREATE OR REPLACE TABLE dup_links AS
-            SELECT a, p.part::BIGINT * 4294967296 + p."row" AS b, p.distance AS distance
-            FROM (SELECT {ROW_KEY} AS a, unnest(near_evidence.pairs) AS p FROM rows WHERE near_evidence.pairs IS NOT NULL) WHERE p.distance <= {most}
-            """
-        )
-        links = con.sql(f"SELECT * FROM dup_links SEMI JOIN (SELECT {ROW_KEY} AS b FROM rows) USING (b) ORDER BY a, b").to_arrow_table()
-        ends = np.stack([links["a"].to_numpy(), links["b"].to_numpy()])
-        keys, places = np.unique(ends, return_inverse=True)
-        left, right = places.reshape(ends.shape)
-        between, spread = _measures(con, keys, width)
-        reach = int(most * self.params.reach)
-        labels = split_weak_chains(len(keys), left, right, links["distance"].to_numpy(), reach, between, spread)
-        return keys, keys[labels]
+        return width, most, links_of(con, "near_evidence", "p.distance", f"p.distance <= {most}")
+
+    def _semantic_links(self, con: duckdb.DuckDBPyConnection, most: int) -> tuple[float, Links]:
+        """Bits per unit of 1 - cosine, so that the least cosine that joins counts as `most` bits, and the links that hold."""
+        known = con.sql("SELECT semantic_evidence.within FROM rows WHERE semantic_evidence IS NOT NULL LIMIT 1").fetchall()
+        if not known:
+            return 0.0, NO_LINKS
+        [(within,)] = known
+        least = max(MIN_COSINE, round(within, 4)) if self.params.min_cosine is None else self.params.min_cosine
+        if least < round(within, 4):
+            raise Fatal(f"{self.instance}: min_cosine {least:g} is below the {within:g} down to which semantic_dup searched; lower semantic_dup.search_cosine")
+        scale = max(most, 1) / max(1 - least, 1e-4)
+        return scale, links_of(con, "semantic_evidence", f"round((1 - p.cosine) * {scale})", f"round(p.cosine, 4) >= {least}")
 
 
-def _edges(con: duckdb.DuckDBPyConnection, table: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a table of groups, each with the first of its group (int64 row numbers), in the order of the input."""
+def _equal(con: duckdb.DuckDBPyConnection, table: str) -> Links:
+    """Rows of a table of groups, each with the first of its group, in the order of the input."""
     found = con.sql(f"SELECT {ROW_KEY} AS a, component AS b FROM {table} ORDER BY a").to_arrow_table()
-    return found["a"].to_numpy(), found["b"].to_numpy()
+    return Links(found["a"].to_numpy(), found["b"].to_numpy(), np.zeros(len(found), np.int64))
 
 
-def _measures(
-    con: duckdb.DuckDBPyConnection, keys: np.ndarray, width: int
-) -> tuple[Callable[[int, int], int], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
-    """`between` and `spread` of split_weak_chains for the hashes of some rows (int64 [N], sorted)."""
-    con.register("dup_nodes", pa.table({"key": keys}))
-    columns = "near_evidence.hash AS hash, near_evidence.turned AS turned"
-    table = con.sql(f"SELECT {columns} FROM rows JOIN dup_nodes ON {ROW_KEY} = key ORDER BY key").to_arrow_table()
-    con.unregister("dup_nodes")
-    hashes, turned = table["hash"].to_pylist(), table["turned"].to_pylist()
-    words = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, width // 8).T
-
-    def between(a: int, b: int) -> int:
-        copies = [hashes[b], *([] if not turned[b] else [turned[b][at : at + width] for at in range(0, len(turned[b]), width)])]
-        own = int.from_bytes(hashes[a], "big")
-        return min((own ^ int.from_bytes(copy, "big")).bit_count() for copy in copies)
-
-    def spread(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Bits that are not the same in all rows of a component; a turned pair may be near without that, so larger ones are then looked at in full."""
-        if any(turned):
-            return np.where(np.diff(starts, append=len(rows)) > 2, 8 * width, 0)
-        return spread_of(words, rows, starts)
-
-    return between, spread
-
-
-def _with_distance(con: duckdb.DuckDBPyConnection, kept: duckdb.DuckDBPyRelation, near: bool) -> duckdb.DuckDBPyRelation:
-    """The answer: with bits between the hash of each row that goes and its keeper's (the least over turned copies), null without hashes."""
+def _with_distance(con: duckdb.DuckDBPyConnection, kept: duckdb.DuckDBPyRelation, hashed: bool, embedded: bool) -> duckdb.DuckDBPyRelation:
+    """The answer, with bits and cosine between each row that goes and its keeper; null where one of the two has no hash, or no pair of embeddings."""
     kept.create_view("dup_kept", replace=True)
-    if not near:
-        return con.sql('SELECT part, "row", dup_of, kind, CAST(NULL AS SMALLINT) AS distance, dup_component, texts FROM dup_kept')
-    digits = "2 * octet_length(h.hash)"
-    copy = f"CAST(unhex(substr(hex(k.turned), i * {digits} + 1, {digits})) AS BIT)"
-    copies = f"list_transform(range(0, coalesce(octet_length(k.turned), 0) // octet_length(h.hash)), lambda i: bit_count(xor(CAST(h.hash AS BIT), {copy})))"
-    bits = f"least(bit_count(xor(CAST(h.hash AS BIT), CAST(k.hash AS BIT))), list_min({copies}))"
+    bits = _bits_sql() if hashed else "CAST(NULL AS SMALLINT)"
+    cosine = "CAST(round(list_cosine_similarity(h.semantic_evidence.vector, k.semantic_evidence.vector), 4) AS FLOAT)" if embedded else "CAST(NULL AS FLOAT)"
+    columns = ", ".join(f"r.{name}" for name, there in (("near_evidence", hashed), ("semantic_evidence", embedded)) if there) or "NULL AS nothing"
     return con.sql(
         f"""
-        WITH hashed AS (
-            SELECT d.part, d."row", d.component, d.nth, r.near_evidence.hash AS hash, r.near_evidence.turned AS turned
-            FROM dup_ranked d JOIN rows r ON r.part = d.part AND r."row" = d."row" WHERE r.near_evidence IS NOT NULL
-        ), measured AS (
-            SELECT h.part, h."row", CAST({bits} AS SMALLINT) AS distance FROM hashed h JOIN hashed k ON k.component = h.component AND k.nth = 1 WHERE h.nth > 1
+        WITH grouped AS (SELECT d.part, d."row", d.component, d.nth, {columns} FROM dup_ranked d JOIN rows r ON r.part = d.part AND r."row" = d."row"),
+        measured AS (
+            SELECT h.part, h."row", {bits} AS distance, {cosine} AS cosine
+            FROM grouped h JOIN grouped k ON k.component = h.component AND k.nth = 1 WHERE h.nth > 1
         )
-        SELECT part, "row", dup_of, kind, distance, dup_component, texts FROM dup_kept LEFT JOIN measured USING (part, "row")
+        SELECT part, "row", dup_of, kind, distance, cosine, dup_component, texts FROM dup_kept LEFT JOIN measured USING (part, "row")
         """
     )
+
+
+def _bits_sql() -> str:
+    """Bits between the hashes of h and k, the least over k's turned copies; null where one has none."""
+    mine, other, turned = (f"{row}.near_evidence.{name}" for row, name in (("h", "hash"), ("k", "hash"), ("k", "turned")))
+    digits = f"2 * octet_length({mine})"
+    copy = f"CAST(unhex(substr(hex({turned}), i * {digits} + 1, {digits})) AS BIT)"
+    copies = f"list_transform(range(0, coalesce(octet_length({turned}), 0) // octet_length({mine})), lambda i: bit_count(xor(CAST({mine} AS BIT), {copy})))"
+    whole = f"least(bit_count(xor(CAST({mine} AS BIT), CAST({other} AS BIT))), list_min({copies}))"
+    return f"CASE WHEN {mine} IS NOT NULL AND {other} IS NOT NULL THEN CAST({whole} AS SMALLINT) END"

@@ -38,9 +38,10 @@ class ExactDup(Stage):
     resolves = {"dup_of": pa.string(), "kind": pa.string(), "dup_component": pa.string(), "texts": TEXTS}
 
     def check(self, available: Mapping[str, Any]) -> None:
-        """Raises RecipeError behind near_dup: two stages would each choose keepers."""
-        if "near_evidence" in available:
-            raise RecipeError(f"stages.{self.instance}: near_dup stands before it; put `dedup` here, which decides on equal bytes and near images at once")
+        """Raises RecipeError behind near_dup or semantic_dup: two stages would each choose keepers."""
+        for column, stage in (("near_evidence", "near_dup"), ("semantic_evidence", "semantic_dup")):
+            if column in available:
+                raise RecipeError(f"stages.{self.instance}: {stage} stands before it; put `dedup` here, which decides on equal bytes and near images at once")
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         keeper = resolved.get("dup_of")

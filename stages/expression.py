@@ -36,12 +36,21 @@ class Expression:
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(parser.columns))
         self._evaluate = _compile(self.root)
 
-    def __call__(self, row: Mapping[str, Any]) -> bool:
-        """True where the row passes. Raises RecipeError when kinds of values do not fit (text < number)."""
+    @property
+    def is_column(self) -> bool:
+        """Whether the whole is one column."""
+        return self.root.kind == "column"
+
+    def value(self, row: Mapping[str, Any]) -> Any:
+        """The value of the whole on a row. Raises RecipeError when kinds of values do not fit."""
         try:
-            return self._evaluate(row) is True
+            return self._evaluate(row)
         except TypeError as error:
             raise RecipeError(f"expression {self.source!r}: {error}; the columns hold {self._shown(row)}") from error
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        """True where the row passes. Raises RecipeError when kinds of values do not fit (text < number)."""
+        return self.value(row) is True
 
     def passing(self, columns: Mapping[str, pa.Array], rows: int) -> np.ndarray | None:
         """Rows that pass (bool [rows]), judged over whole columns; None where only `__call__` can judge the expression."""
@@ -58,9 +67,13 @@ class Expression:
 
         Raises RecipeError with the place, and the nearest name for an unknown column.
         """
-        kind = _check(self.root, self.source, available)
+        kind = self.check_value(available)
         if kind not in ("boolean", "any"):
             fail(self.source, self.root.at, f"the whole is a {kind}, not true or false; compare it with something")
+
+    def check_value(self, available: Mapping[str, Any]) -> str:
+        """As `check`, whatever the kind of the whole, which is returned: boolean, number, text, list or any."""
+        return _check(self.root, self.source, available)
 
 
 def _compile(node: Node) -> Evaluate:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 from pipeline.errors import RecipeError
 
@@ -52,6 +53,15 @@ class Function:
     null_safe: bool = False  # is called with nulls too
 
 
+def host_of(url: str) -> str | None:
+    """Host of a URL in lower case, without port, user and a leading 'www.'; None where there is none."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        return None
+    return host.removeprefix("www.") if host else None
+
+
 FUNCTIONS: Final[dict[str, Function]] = {
     "length": Function(("text or list",), "number", len),
     "lower": Function(("text",), "text", str.lower),
@@ -59,6 +69,7 @@ FUNCTIONS: Final[dict[str, Function]] = {
     "contains": Function(("text", "text"), "boolean", lambda text, part: part in text),
     "starts_with": Function(("text", "text"), "boolean", str.startswith),
     "ends_with": Function(("text", "text"), "boolean", str.endswith),
+    "host": Function(("text",), "text", host_of),
     "abs": Function(("number",), "number", abs),
     "min": Function(("number", "number"), "number", min, repeats=True),
     "max": Function(("number", "number"), "number", max, repeats=True),

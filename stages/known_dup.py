@@ -37,8 +37,7 @@ class KnownDup(Stage):
     """Drops rows that an earlier run kept: same URL, same bytes, or a near hash, whichever this place of the recipe knows.
 
     Put it before `download` (URLs), behind it (bytes), or behind `image_hash` (near images); it may stand several times. `known_kind` is 'url', 'bytes' or
-    'near', `known_item` the `<index>/<sample_id>` of the row there, `known_distance` the bits between the hashes. Each worker holds the indexes in memory:
-    about 150 bytes an image with pHash, 250 with PDQ.
+    'near', `known_item` the `<index>/<sample_id>` of the row there, `known_distance` the bits between the hashes. Each worker holds the indexes in memory.
     """
 
     name: ClassVar[str] = "known_dup"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +19,7 @@ from pipeline.reason_columns import reason_column
 from pipeline.stage import Evidence, Row, Stage, decides
 from schemas.outcome import Drop, Reason, cap_detail
 from stages.expression import Expression
+from stages.file_digests import file_sha256
 from stages.id_lists import load_ids
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class Params(machine.Params):
     def _digest_ids(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        return {**raw, "ids_sha256": _sha256_of(str(raw["ids_file"])) if raw.get("ids_file") else ""}
+        return {**raw, "ids_sha256": file_sha256(str(raw["ids_file"]), "select.ids_file") if raw.get("ids_file") else ""}
 
     @field_validator("where")
     @classmethod
@@ -245,23 +244,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
     return f"{value:.6g}" if isinstance(value, float) else repr(value)
-
-
-def _sha256_of(path: str) -> str:
-    """Digest of a file, in blocks; kept per size and time while the process lives."""
-    try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
-        info = filesystem.info(inner)
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(f"select.ids_file: cannot read {path}: {error}") from error
-    stamp = str(info.get("mtime") or info.get("LastModified") or info.get("ETag") or "")
-    return _sha256_cached(path, int(info.get("size") or 0), stamp)
-
-
-@lru_cache(maxsize=32)
-def _sha256_cached(path: str, size: int, stamp: str) -> str:
-    digest = hashlib.sha256()
-    with fsspec.open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:20]

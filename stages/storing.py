@@ -83,7 +83,7 @@ class StoringStage(Stage):
         """What turns bodies into stored images and results; `describe` gives a row's columns beside STORED_COLUMNS."""
         if ctx.blobs is None:
             raise Fatal(f"{self.instance}: no place to store images in; this stage must be run by the pipeline")
-        return Collector(rows, ctx.blobs, self.params.image_rules(), describe, self.params.decoder_limits(), ctx.workers)
+        return Collector(rows, ctx.blobs, self.params.image_rules(), describe, self.params.decoder_limits(), ctx.workers, ctx.refuses)
 
     def judge_size(self, width: int, height: int) -> Drop | None:
         """too_small and aspect by the size as it came, in pixels."""

@@ -20,7 +20,7 @@ from schemas.outcome import Drop, Failure
 from schemas.sample import TEXTS, make_text
 from stages.presets import preset as find_preset
 from stages.text.entropy import corpus_entropy
-from stages.text.language import CANDIDATES
+from stages.text.language import CANDIDATES, identify_all
 from stages.text.measures import MEASURES, Boilerplate, measure
 from stages.text.normalize import NameMask, normalize, replace_spans
 from stages.text.rules import first_broken, passing_texts
@@ -152,7 +152,9 @@ class TextRules(Stage):
         if params.name_recogniser:
             cleaned = _mask_recognised(cleaned, params.name_recogniser, params.name_token)
         stock = _boilerplate(params.boilerplate_file, params.files_sha256)
-        return [_values(*pair, stock, params.candidate_languages) for pair in zip(entries, cleaned, strict=True)]
+        texts = list(dict.fromkeys(text for row_texts in cleaned for text in row_texts))
+        spoken = dict(zip(texts, identify_all(texts, params.candidate_languages), strict=True))
+        return [_values(*pair, stock, spoken) for pair in zip(entries, cleaned, strict=True)]
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         own: Drop | None = None
@@ -192,13 +194,13 @@ def _entries_of(row: Row) -> list[Mapping[str, Any]]:
 
 
 def _values(
-    entries: list[Mapping[str, Any]], cleaned: list[str], stock: Boilerplate, candidates: tuple[str, ...]
+    entries: list[Mapping[str, Any]], cleaned: list[str], stock: Boilerplate, spoken: Mapping[str, tuple[str, float]]
 ) -> dict[str, Any]:
     """Texts each once, captions before what is none; their measures; the scalars of the first."""
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for place, (entry, text) in enumerate(zip(entries, cleaned, strict=True)):
         if text not in seen:
-            seen[text] = ({**entry, "text": text}, measure(text, place == 0, stock, candidates))
+            seen[text] = ({**entry, "text": text}, measure(text, place == 0, stock, spoken[text]))
     ranked = sorted(seen.values(), key=lambda pair: _is_no_caption(pair[1]))
     first = ranked[0][1]
     return {

@@ -132,7 +132,7 @@ class WriteShards(Job):
         sizes = {shard.tar.rpartition("/")[2]: shard.samples for split in splits.values() for shard in split.shards}
         manifest = Manifest(
             splits, [RejectedFile(rejected_path(r.part), r.rows, r.sha256) for r in rejected], counts,
-            images_checked(run, layout.images), recipe_digest(run, self), models_of(run),
+            images_checked(run, layout.images), recipe_digest(run, self), models_of(run), facts=run.facts(),
         )  # fmt: skip
         told = about(self.params, run.chain.recipe.name, manifest.recipe_digest, samples, sum(run.parts))
         schema = index_schema(run.chain, layout)
@@ -143,7 +143,7 @@ class WriteShards(Job):
         moved = folder.publish(units, files, manifest.to_bytes())
         folder.sweep_made({_SCAN, *(GroupRecord.path(made, record.group).name for record in records)})
         shards = sum(len(split.shards) for split in splits.values())
-        return {"samples": samples, "rejected": left, "shards": shards, "groups_written": len(results), "files_replaced": moved, "dataset": str(run.dataset)}
+        return {"samples": samples, "rejected": left, "shards": shards, "groups_written": len(results), "files_placed": moved, "dataset": str(run.dataset)}
 
     def _made(self, run: RunView) -> Place:
         return run.root / "jobs" / self.instance

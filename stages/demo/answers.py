@@ -53,14 +53,14 @@ def descriptive_caption(scene: Scene, first: Sequence[SceneObject] = ()) -> str:
     return f"{opening} There is {', '.join(parts[:-1])} and {parts[-1]}.{ending}"
 
 
-def dense_caption(scene: Scene) -> str:
+def dense_caption(scene: Scene, relations: bool = True) -> str:
     """Every object with all its attributes, relations and background: over 100 tokens of CLIP's for four objects or more."""
     items = in_reading_order(scene)
     counted = "one single object" if len(items) == 1 else f"{NUMBERS[len(items)]} different objects"
     sentences = [f"This image shows {counted} {_ground(scene)}"]
     sentences += [f"{_capital(_place(item))} there is {_full(item)}" for item in items]
     pairs = list(zip(items, items[1:], strict=False)) + ([(items[0], items[-1])] if len(items) > 2 else [])
-    sentences += [f"The {_name(a)} is {_relation(a, b)} the {_name(b)}" for a, b in pairs]
+    sentences += [f"The {_name(a)} is {_relation(a, b)} the {_name(b)}" for a, b in pairs if relations]
     sentences.append("Nothing else can be seen in the rest of the picture")
     return ". ".join(sentences) + "."
 

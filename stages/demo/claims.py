@@ -33,12 +33,13 @@ RELATIONS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement: its kind, its place in the text (characters), and its truth."""
+    """One statement: its kind, its place in the text (characters), its truth, and the object of the scene that it means."""
 
     kind: str
     start: int
     end: int
     true: bool
+    item: SceneObject | None = None
 
 
 def _by_word(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
@@ -81,6 +82,11 @@ def mentions(text: str) -> list[Mention]:
     return [_mention(match) for match in _OBJECT.finditer(text)]
 
 
+def named_objects(text: str) -> set[tuple[str, str]]:
+    """Colour and shape of the objects that a text names; without a colour the shape counts with colour ''."""
+    return {(m.found["color"][0] if "color" in m.found else "", m.found["shape"][0]) for m in mentions(text)}
+
+
 def _mention(match: re.Match[str]) -> Mention:
     found: dict[str, tuple[str, int, int]] = {}
     for word in _WORD.finditer(match["before"]):
@@ -118,11 +124,11 @@ def find_claims(text: str, scene: Scene) -> list[Claim]:
 
 def _object_claims(mention: Mention, scene: Scene) -> list[Claim]:
     item = mention.meant(scene)
-    claims = [Claim("object", mention.start, mention.found["shape"][2], item is not None)]
+    claims = [Claim("object", mention.start, mention.found["shape"][2], item is not None, item)]
     for kind in ("size", "texture", "position"):
         if kind in mention.found:
             value, _, end = mention.found[kind]
-            claims.append(Claim(kind, mention.start, max(end, claims[0].end), item is not None and getattr(item, kind) == value))
+            claims.append(Claim(kind, mention.start, max(end, claims[0].end), item is not None and getattr(item, kind) == value, item))
     return claims
 
 

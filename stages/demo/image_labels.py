@@ -15,9 +15,11 @@ HEADS: Final[dict[str, tuple[str, ...]]] = {
     "size": ("none", *SIZES),
     "background": tuple(BACKGROUNDS),
     "cell": tuple(POSITIONS),
+    "rank": ("none", *(f"number {n}" for n in range(1, 10))),
 }
-"""Head -> names of its classes; a place without an object has class 0 of the first four. 'cell' is the place itself: the vision
-tower knows places only relative to each other, and 'in the top left corner' asks for a fixed one."""
+"""Head -> names of its classes; a place without an object has class 0 of the first four and of the last. 'cell' is the place
+itself: the vision tower knows places only relative to each other, and 'in the top left corner' asks for a fixed one. 'rank' is
+the number of the object in reading order, in which captions name objects."""
 
 
 def image_labels(scene: Scene, side: int) -> dict[str, list[int]]:
@@ -30,12 +32,15 @@ def image_labels(scene: Scene, side: int) -> dict[str, list[int]]:
     if side % GRID:
         raise ValueError(f"image_labels: side {side} is no multiple of {GRID}")
     cells = {item.cell: item for item in scene.objects}
+    ranks = {cell: number for number, cell in enumerate(sorted(cells), start=1)}
     labels: dict[str, list[int]] = {head: [] for head in HEADS}
     for place in range(side * side):
         row, column = divmod(place, side)
-        item = cells.get((row * GRID // side, column * GRID // side))
+        cell = (row * GRID // side, column * GRID // side)
+        item = cells.get(cell)
         for head in ("color", "shape", "texture", "size"):
             labels[head].append(HEADS[head].index(getattr(item, head)) if item else 0)
-        labels["cell"].append(row * GRID // side * GRID + column * GRID // side)
+        labels["cell"].append(cell[0] * GRID + cell[1])
+        labels["rank"].append(ranks.get(cell, 0))
         labels["background"].append(HEADS["background"].index(scene.background))
     return labels

@@ -13,6 +13,8 @@ from pipeline.run_view import RunView
 
 # Of two images that are one, either may be the one that stays.
 INTERCHANGEABLE = frozenset({"exact_dup", "near_dup"})
+# A later filter -> the reason that the truth names for the fault both look for. It can only take what the earlier one left.
+LATER = {"low_mllm": "low_clip"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def score_rules(run: RunView, truth: Path) -> list[RuleScore]:
     """Precision and recall of every reason against the truth table (row-aligned with the input).
 
     A row planted for several faults has one expected reason; a row taken earlier for another reason is a miss of the
-    one expected and a wrong take of the other.
+    one expected and a wrong take of the other. For a later filter of the same fault the planted rows are those that reached it.
     """
     table: pa.Table = pq.read_table(truth, columns=["expected_reason", "original_row"])
     expected = [reason or "" for reason in table["expected_reason"].to_pylist()]
@@ -60,6 +62,11 @@ def score_rules(run: RunView, truth: Path) -> list[RuleScore]:
         planted[want] += 1
         taken[got] += 1
         right[want] += want == got
+        if LATER.get(got) == want:
+            right[got] += 1
+    for later, reason in LATER.items():
+        if taken[later]:
+            planted[later] = sum(want == reason and got in (later, "") for want, got in zip(expected, found, strict=True))
     reasons = sorted((set(planted) | set(taken)) - {""})
     return [RuleScore(reason, planted[reason], taken[reason], right[reason]) for reason in reasons]
 

@@ -16,9 +16,10 @@ ROW_KEY = 'part::BIGINT * 4294967296 + "row"'  # a row of the run as one number,
 def keepers(con: duckdb.DuckDBPyConnection, max_texts: int, by: KeeperBy) -> duckdb.DuckDBPyRelation:
     """part, row, dup_of, kind, dup_component and texts of every row.
 
-    Reads `rows` and the table `dup_groups` (part, row, component BIGINT; rows without duplicates are left out). The keeper comes first by clip_score (rows
+    Reads `rows` and the table `dup_groups` (part, row, component, near BIGINT; rows without duplicates are left out; `near` is the part of the component
+    that holds without semantic links). The keeper comes first by clip_score (rows
     without one last), then the most pixels, then the least sample_id; with by='pixels' pixels come before the score. `kind` is 'bytes' for a row whose bytes
-    a better row of its component has, else 'near'; null for keepers.
+    a better row of its component has, 'near' where a better row stands in its `near` part, else 'semantic'; null for keepers.
     """
     score = "CAST(clip_score AS FLOAT)" if has_column(con, "clip_score") else "CAST(NULL AS FLOAT)"
     pixels = "width::BIGINT * height" if has_column(con, "width") and has_column(con, "height") else "NULL"
@@ -29,7 +30,8 @@ def keepers(con: duckdb.DuckDBPyConnection, max_texts: int, by: KeeperBy) -> duc
         CREATE OR REPLACE TABLE dup_ranked AS
         WITH ranked AS (
             SELECT part, "row", sample_id, component, {texts_of_row(con)} AS texts, row_number() OVER (PARTITION BY component ORDER BY {order}) AS nth,
-                raw_sha256 IS NOT NULL AND row_number() OVER (PARTITION BY component, raw_sha256 ORDER BY {order}) > 1 AS same_bytes
+                raw_sha256 IS NOT NULL AND row_number() OVER (PARTITION BY component, raw_sha256 ORDER BY {order}) > 1 AS same_bytes,
+                row_number() OVER (PARTITION BY component, near ORDER BY {order}) > 1 AS is_near
             FROM rows JOIN dup_groups USING (part, "row")
         )
         SELECT *, lower(hex(first_value(sample_id) OVER (PARTITION BY component ORDER BY nth))) AS keeper FROM ranked
@@ -59,7 +61,7 @@ def _joined(own_texts: str, max_texts: int) -> str:
             SELECT component, list(e ORDER BY rank) AS texts FROM placed WHERE rank <= {max_texts} GROUP BY component
         )
         SELECT r.part, r."row", CASE WHEN d.nth > 1 THEN d.keeper END AS dup_of,
-            CASE WHEN d.nth > 1 THEN CASE WHEN d.same_bytes THEN 'bytes' ELSE 'near' END END AS kind, d.keeper AS dup_component,
+            CASE WHEN d.nth > 1 THEN CASE WHEN d.same_bytes THEN 'bytes' WHEN d.is_near THEN 'near' ELSE 'semantic' END END AS kind, d.keeper AS dup_component,
             CASE WHEN d.nth = 1 THEN CAST(j.texts AS {TEXTS_SQL}) ELSE {own_texts} END AS texts
         FROM rows r
         LEFT JOIN dup_ranked d ON r.part = d.part AND r."row" = d."row"
@@ -68,11 +70,11 @@ def _joined(own_texts: str, max_texts: int) -> str:
 
 
 def groups_by(con: duckdb.DuckDBPyConnection, column: str, table: str) -> None:
-    """Table of part, row and component: the rows whose `column` (SQL) another row has too; the component is the first row's number."""
+    """Table of part, row, component and near: the rows whose `column` (SQL) another row has too; component and near are the first row's number."""
     con.execute(
         f"""
         CREATE OR REPLACE TABLE {table} AS
-        SELECT part, "row", min({ROW_KEY}) OVER (PARTITION BY {column}) AS component
+        SELECT part, "row", min({ROW_KEY}) OVER (PARTITION BY {column}) AS component, component AS near
         FROM rows WHERE {column} IN (SELECT {column} FROM rows WHERE {column} IS NOT NULL GROUP BY {column} HAVING count(*) > 1)
         """
     )

@@ -1,4 +1,4 @@
-"""Which of many stored hashes lie within a distance of a given one, exactly: tables of 16-bit pieces (multi-index hashing).
+"""Which of many stored hashes lie within a distance of a given one, exactly: tables of pieces of the hashes (multi-index hashing).
 
 Norouzi, Punjani and Fleet 2012, Fast search in Hamming space with multi-index hashing, section 2: of hashes within a distance d that are cut into m pieces,
 one piece differs in at most d // m bits. So a query is looked up, piece by piece, under all keys that near, and what is found is checked in full.
@@ -6,36 +6,52 @@ one piece differs in at most d // m bits. So a query is looked up, piece by piec
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from stages.dups.hamming import Pairs, as_words, join
 
-_PIECE_BITS = 16
-_KEYS = 1 << _PIECE_BITS
 _AT_ONCE = 1 << 21  # candidates, or pairs of brute force, checked together
 # Nanoseconds on one core (x86, numpy 2.3): a key looked up, a candidate checked, a word of a pair in brute force. They only steer the choice.
 _KEY_NS, _CANDIDATE_NS, _BRUTE_NS = 15.0, 25.0, 2.0
+_PER_WORD = (4, 3)  # pieces that a word is cut into: of 16 bits, or of 21 and 22, which pay with millions of hashes
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some bits of a hash: `width` bits of word `word` from bit `shift` on."""
+
+    word: int
+    shift: int
+    width: int
+
+    def of(self, words: np.ndarray) -> np.ndarray:
+        """The bits of hashes [words, N] as numbers (uint32 [N])."""
+        return (words[self.word] >> np.uint64(self.shift) & np.uint64((1 << self.width) - 1)).astype(np.uint32)
 
 
 class HashTable:
     """Stored hashes, ready to be asked for those within `distance`. Few hashes, or a wide distance, are compared one by one."""
 
     def __init__(self, hashes: np.ndarray, distance: int):
-        """hashes: uint64 [N] or uint8 [N, 8 or 32], equal ones allowed. Takes 4 bytes per hash and piece (16 bytes for 64 bits) beside the hashes."""
+        """hashes: uint64 [N] or uint8 [N, 8 or 32], equal ones allowed. Takes 4 bytes per hash and piece (12 or 16 bytes for 64 bits) beside the hashes."""
         self.words = as_words(hashes)
         self.rows, self.distance = self.words.shape[1], distance
-        pieces = 64 * len(self.words) // _PIECE_BITS
-        self.radius = distance // pieces
-        self.masks = _masks(self.radius)
-        probes = pieces * len(self.masks)
-        looked_up = probes * (_KEY_NS + self.rows / _KEYS * _CANDIDATE_NS)
-        self.brute = self.rows * len(self.words) * _BRUTE_NS <= looked_up
-        self._tables: list[tuple[np.ndarray, np.ndarray]] = []
-        if not self.brute:
-            self._tables = [_table(piece) for piece in _pieces(self.words)]
+        costs = {per_word: self._cost(per_word) for per_word in _PER_WORD}
+        self.pieces = _pieces(len(self.words), min(costs, key=lambda per_word: costs[per_word]))
+        self.radius = distance // len(self.pieces)
+        self.brute = self.rows * len(self.words) * _BRUTE_NS <= min(costs.values())
+        self._tables = [] if self.brute else [_table(piece.of(self.words), piece.width) for piece in self.pieces]
+
+    def _cost(self, per_word: int) -> float:
+        """Nanoseconds of one query."""
+        pieces = _pieces(len(self.words), per_word)
+        return sum(_keys(piece.width, self.distance // len(pieces)) * (_KEY_NS + self.rows / (1 << piece.width) * _CANDIDATE_NS) for piece in pieces)
 
     def near(self, queries: np.ndarray) -> Pairs:
         """Pairs (left: place among `queries`, shaped as the hashes; right: place of a stored hash) within the distance, by left, distance and right."""
@@ -55,19 +71,19 @@ class HashTable:
             yield Pairs(left + top, right, total[left, right].astype(np.uint8))
 
     def _by_tables(self, asked: np.ndarray) -> Iterator[Pairs]:
-        pieces, stored = list(_pieces(asked)), list(_pieces(self.words))
-        per_query = max(1.0, len(self.masks) * max(1.0, self.rows / _KEYS))
-        step = max(1, int(_AT_ONCE / per_query))
-        for nth, (order, starts) in enumerate(self._tables):
-            for top in range(0, asked.shape[1], step):
-                keys = (pieces[nth][top : top + step, None] ^ self.masks[None]).astype(np.int64)
-                counts = starts[keys + 1] - starts[keys]
+        for nth, ((order, starts), piece) in enumerate(zip(self._tables, self.pieces, strict=True)):
+            masks, mine = _masks(piece.width, self.radius), piece.of(asked)
+            step = max(1, int(_AT_ONCE / (len(masks) * max(1.0, self.rows / (1 << piece.width)))))
+            for top in range(0, len(mine), step):
+                keys = mine[top : top + step, None] ^ masks[None]
+                first = starts[keys].astype(np.int64)
+                counts = starts[keys + 1] - first
                 rows = np.repeat(np.arange(top, top + len(keys)), counts.sum(1))
                 flat = counts.ravel()
-                place = np.arange(len(rows)) - np.repeat(np.cumsum(flat) - flat, flat) + np.repeat(starts[keys].ravel(), flat)
-                yield self._checked(asked, rows, order[place].astype(np.int64), nth, pieces, stored)
+                place = np.arange(len(rows)) - np.repeat(np.cumsum(flat) - flat, flat) + np.repeat(first.ravel(), flat)
+                yield self._checked(asked, rows, order[place].astype(np.int64), nth)
 
-    def _checked(self, asked: np.ndarray, left: np.ndarray, right: np.ndarray, nth: int, pieces: list[np.ndarray], stored: list[np.ndarray]) -> Pairs:
+    def _checked(self, asked: np.ndarray, left: np.ndarray, right: np.ndarray, nth: int) -> Pairs:
         """Those candidates that are near, and that no earlier piece finds."""
         total = np.zeros(len(left), np.uint16)
         for mine, word in zip(asked, self.words, strict=True):
@@ -75,27 +91,31 @@ class HashTable:
             near = np.flatnonzero(total <= self.distance)
             if len(near) < len(left):
                 left, right, total = left[near], right[near], total[near]
-        for earlier in range(nth):
-            new = np.bitwise_count(pieces[earlier][left] ^ stored[earlier][right]) > self.radius
+        for earlier in self.pieces[:nth]:
+            new = np.bitwise_count(earlier.of(asked[:, left]) ^ earlier.of(self.words[:, right])) > self.radius
             left, right, total = left[new], right[new], total[new]
         return Pairs(left, right, total.astype(np.uint8))
 
 
-def _pieces(words: np.ndarray) -> Iterator[np.ndarray]:
-    """The 16-bit pieces (uint16 [N] each) of hashes [words, N]."""
-    for word in words:
-        quarters = word.view(np.uint16).reshape(-1, 4)
-        yield from (quarters[:, nth] for nth in range(4))
+def _pieces(words: int, per_word: int) -> list[Piece]:
+    """Each word cut into `per_word` pieces that are as equal as can be."""
+    edges = [64 * nth // per_word for nth in range(per_word + 1)]
+    return [Piece(word, low, high - low) for word in range(words) for low, high in zip(edges, edges[1:], strict=False)]
 
 
-def _table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows by key, int32 or int64 [N]; where each key begins, int64 [65537])."""
-    order = np.argsort(keys, kind="stable")
-    starts = np.zeros(_KEYS + 1, np.int64)
-    np.cumsum(np.bincount(keys, minlength=_KEYS), out=starts[1:])
-    return order.astype(np.int32 if len(keys) < 1 << 31 else np.int64), starts
+def _table(keys: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows by key; where each key begins, and the end), int32 where that holds N, else int64."""
+    kind = np.int32 if len(keys) < 1 << 31 else np.int64
+    starts = np.zeros((1 << width) + 1, kind)
+    np.cumsum(np.bincount(keys, minlength=1 << width), out=starts[1:])
+    return np.argsort(keys, kind="stable").astype(kind), starts
 
 
-def _masks(radius: int) -> np.ndarray:
-    """All 16-bit numbers of at most `radius` ones, fewest first (uint16)."""
-    return np.array([sum(1 << bit for bit in bits) for ones in range(radius + 1) for bits in combinations(range(_PIECE_BITS), ones)], np.uint16)
+def _keys(width: int, radius: int) -> int:
+    return sum(math.comb(width, ones) for ones in range(radius + 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _masks(width: int, radius: int) -> np.ndarray:
+    """All numbers of `width` bits with at most `radius` ones, fewest first (uint32)."""
+    return np.array([sum(1 << bit for bit in bits) for ones in range(radius + 1) for bits in combinations(range(width), ones)], np.uint32)

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from pipeline.reason_columns import as_floats, as_numbers, is_null
 from pipeline.stage import ColumnEvidence
-from stages.dups.components import components, split_weak_chains
 from stages.dups.keeper import KeeperBy
+from stages.dups.links import NO_LINKS, Links, joined
 from stages.dups.whole_groups import best_of, bits_between, equal_groups, firsts, hex_column, living_groups, spread_of
 from stages.dups.whole_pairs import fixed_bytes
 
@@ -49,25 +49,35 @@ def read_hashes(evidence: ColumnEvidence) -> Hashes | None:
     return Hashes(rows, words, left[both], right[both], as_numbers(flat.field("distance"))[both], width, within)
 
 
+def has_structs(evidence: ColumnEvidence, key: str) -> bool:
+    """Whether the recipe has the stage that writes an evidence column."""
+    return pa.types.is_struct(evidence.column(key).type)
+
+
 def has_turned(evidence: ColumnEvidence) -> bool:
-    column = evidence.column("near_evidence")
-    return pa.types.is_struct(column.type) and column.field("turned").null_count < len(column)
+    return has_structs(evidence, "near_evidence") and evidence.column("near_evidence").field("turned").null_count < len(evidence.alive)
 
 
-def near_edges(found: Hashes, most: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with a link of at most `most` bits, and the first row of each's component."""
-    near = found.distance <= most
-    ends = np.stack([found.left[near], found.right[near]])
-    keys, places = np.unique(ends, return_inverse=True)
-    left, right = places.reshape(ends.shape)
-    words = found.words[:, np.searchsorted(found.rows, keys)]
+class ArrayMeasures:
+    """Bits between rows of the run, as `stages.dups.links.Measures` has them, from arrays; no turned copies, no embeddings."""
 
-    def between(a: int, b: int) -> int:
-        return sum(int(word[a] ^ word[b]).bit_count() for word in words)
+    def __init__(self, found: Hashes | None):
+        self.rows = np.empty(0, np.int64) if found is None else found.rows
+        self.hashes = np.zeros((1, 1), np.uint64) if found is None else np.concatenate([found.words, np.zeros((len(found.words), 1), np.uint64)], axis=1)
+        self.words, self.hashed = self.hashes[:, :0], np.empty(0, bool)
 
-    bits = found.distance[near]
-    labels = split_weak_chains(len(keys), left, right, bits, int(most * reach), between, lambda rows, starts: spread_of(words, rows, starts))
-    return keys, keys[labels]
+    def read(self, keys: np.ndarray, label: np.ndarray, linked: np.ndarray) -> None:
+        """Hashes of all `keys` (rows of the run), zeros for a row without one."""
+        place = np.searchsorted(self.rows, keys)
+        self.hashed = np.append(self.rows, -1)[place] == keys
+        self.words = self.hashes[:, np.where(self.hashed, place, -1)]
+
+    def between(self, a: int, b: int) -> int:
+        """0 where one has no hash, so that their link decides alone."""
+        return sum(int(word[a] ^ word[b]).bit_count() for word in self.words) if self.hashed[a] and self.hashed[b] else 0
+
+    def spread(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        return spread_of(self.words, rows, starts)
 
 
 def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
@@ -80,23 +90,27 @@ def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
     return {"rows": rows[places], "group": group}
 
 
-def decide_whole(evidence: ColumnEvidence, found: Hashes | None, near: tuple[np.ndarray, np.ndarray] | None, keeper: KeeperBy) -> dict[str, pa.Array]:
-    """dup_of, kind, distance and dup_component of all rows (null for rows that are in no component)."""
+def decide_whole(evidence: ColumnEvidence, found: Hashes | None, most: int, reach: int, keeper: KeeperBy) -> dict[str, pa.Array]:
+    """dup_of, kind, distance, cosine (null) and dup_component of all rows (null for rows that are in no component). most: bits that join two images."""
     index = evidence.index("bytes", ("raw_sha256",), lambda: bytes_groups(evidence.column("raw_sha256")))
     byte_rows, byte_group = living_groups(index["rows"], index["group"], evidence.alive)
-    edges = [(byte_rows, byte_rows[firsts(byte_group)])]
-    if found is not None and near is not None:
+    same, near = [_to_first(byte_rows, byte_group)], NO_LINKS
+    if found is not None:
         places, group = equal_groups(found.words)
-        hash_rows = found.rows[places]
-        edges += [(hash_rows, hash_rows[firsts(group)]), near]
-    keys, places = np.unique(np.concatenate([np.concatenate([edge[side] for edge in edges]) for side in (0, 1)]), return_inverse=True)
-    labels = components(len(keys), *np.split(places, 2))
+        same.append(_to_first(found.rows[places], group))
+        close = found.distance <= most
+        near = Links(found.left[close], found.right[close], found.distance[close])
+    keys, labels, _ = joined(same, near, NO_LINKS, reach, ArrayMeasures(found))
     order = np.argsort(labels, kind="stable")  # components together, rows rising in each
     rows, group = keys[order], labels[order]
     best = rows[_best(evidence, rows, group, keeper)]
     twin = byte_rows[_best(evidence, byte_rows, byte_group, keeper)] != byte_rows  # a better row has the same bytes
     same_bytes = np.isin(rows, byte_rows[twin], assume_unique=True)
     return _columns(evidence, found, rows, best, same_bytes)
+
+
+def _to_first(rows: np.ndarray, group: np.ndarray) -> Links:
+    return Links(rows, rows[firsts(group)], np.zeros(len(rows), np.int64))
 
 
 def _best(evidence: ColumnEvidence, rows: np.ndarray, group: np.ndarray, keeper: KeeperBy) -> np.ndarray:
@@ -124,6 +138,7 @@ def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, b
     kind = pa.array(np.where(same_bytes, "bytes", "near"), mask=~goes)
     made: dict[str, Any] = {"dup_of": pc.if_else(pa.array(goes), ids, pa.scalar(None, pa.string())), "kind": kind, "dup_component": ids}
     made["distance"] = _distances(found, rows, best, goes)
+    made["cosine"] = pa.nulls(len(rows), pa.float32())
     return {name: column.take(in_component) for name, column in made.items()}
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.blobs import BlobWriter
 from pipeline.errors import Fatal
 from pipeline.stage import Row, Values
-from schemas.outcome import Failure
+from schemas.outcome import Failure, FailureCode
 from stages.images.buffers import Bytes
 from stages.images.decoders import DecoderLimits, Decoders, Normalized, shared_decoders
 from stages.images.fetch import Fetched
@@ -37,15 +37,17 @@ _INLINE_BYTES = 1 << 20  # hashing this much takes under a millisecond: not wort
 class Collector:
     """Turns what was fetched or read into the rows' results. Images are decoded in a sandbox, beside the event loop.
 
-    `describe` gives the further columns of a row that say where its bytes came from; `workers` share this machine's cores.
+    `describe` gives the further columns of a row that say where its bytes came from; `workers` share this machine's cores;
+    `refuses` (SHA-256 as fetched, as stored) tells images that were forgotten.
     """
 
     def __init__(
         self, rows: Sequence[Row], blobs: BlobWriter, rules: ImageRules, describe: Callable[[Fetched], Values],
-        limits: DecoderLimits | None = None, workers: int = 1,
+        limits: DecoderLimits | None = None, workers: int = 1, refuses: Callable[..., bool] = lambda *digests: False,
     ):  # fmt: skip
         self.rows, self.blobs, self.rules, self.describe = rows, blobs, rules, describe
         self.found: list[Values | Failure | None] = [None] * len(rows)
+        self.refuses = refuses
         self._limits, self._workers = limits or DecoderLimits(), workers
         if rules.check == "decode" or rules.resize_mode != "no":
             shared_decoders(self._limits, workers)  # started before the first bytes are there; else few images need them, or none
@@ -74,6 +76,9 @@ class Collector:
         if isinstance(made, Failure):
             origin = "" if fetched.status is None else f" (status {fetched.status}, {fetched.content_type})"
             self.found[fetched.row] = Failure(made.code, made.detail + origin)
+            return
+        if self.refuses(made.raw_sha256, made.image_sha256):
+            self.found[fetched.row] = Failure(FailureCode.FORGOTTEN)
             return
         where = self.blobs.add(self.rows[fetched.row]["sample_id"].hex(), made.image.format, made.image.data, made.image_sha256)
         self.found[fetched.row] = {**_stored_values(len(fetched.body), made, where), **self.describe(fetched)}

@@ -88,10 +88,14 @@ def _decode_jpeg(data: bytes, colours: str, min_width: int, min_height: int) -> 
             data, colours, min_width=min_width, min_height=min_height, min_factor=2 if scaled else 1, strict=True
         )
     except ValueError as error:
-        message = str(error)
-        if any(sign in message.lower() for sign in _DAMAGED_PIXELS):
-            raise ImageError(FailureCode.CORRUPT_IMAGE, f"jpg: {message}") from error
+        if pixels_damaged(error):
+            raise ImageError(FailureCode.CORRUPT_IMAGE, f"jpg: {error}") from error
         return None
+
+
+def pixels_damaged(error: ValueError) -> bool:
+    """Whether simplejpeg, which refuses all that libjpeg warns of, refused damaged pixels and not a file that is only oddly built."""
+    return any(sign in str(error).lower() for sign in _DAMAGED_PIXELS)
 
 
 def _decode_pillow(data: bytes, orientation: int) -> np.ndarray:

@@ -25,6 +25,7 @@ _FLAT = 12  # grey levels that a line of a border spans at most (2nd to 98th per
 _WIDEST = 0.25  # of a side that may be border
 _LEAST_CONTRAST = 2.0  # standard deviation in grey levels below which a block shows nothing
 _LEAST_BLOCKS = 4
+_SPARED = 4  # blocks that may be spoilt
 
 Box = tuple[float, float, float, float]  # top, left, bottom, right as shares of the sides
 
@@ -97,9 +98,9 @@ def boxes(box: bytes) -> list[Box]:
 def agreement(thumb: np.ndarray, box: Box, view: np.ndarray) -> float:
     """How well a row's view (uint8 [VIEW, VIEW]) fits a window of an evaluation picture's copy (uint8 [THUMB, THUMB]): -1 to 1.
 
-    The window is moved by small steps to where it fits best. Both are freed of slow changes of brightness, and the correlation is taken in 4 x 4 blocks;
-    the answer is their median, which a line of text across a quarter of them leaves alone. Blocks in which neither shows anything are left out; 0 where
-    fewer than four are left.
+    The window is moved by small steps to where it fits best. Both are freed of slow changes of brightness, and the correlation is taken in 4 x 4 blocks. The
+    answer is their median, or, where that is lower, the correlation of all blocks but the four that fit worst: a line of text spoils no more. The median
+    leaves out blocks in which neither shows anything; 0 where fewer than four are left.
     """
     row = _detail(view)
     window = list(box)
@@ -122,14 +123,19 @@ def agreement(thumb: np.ndarray, box: Box, view: np.ndarray) -> float:
 
 
 def _fit(thumb: np.ndarray, window: Sequence[float], row: np.ndarray) -> float:
-    """Median of the blocks' correlations; row: blocks float32 [16, n], centred."""
+    """The lower of two: the median of the blocks' correlations, and the correlation of all but the four that fit worst. row: float32 [16, n], centred."""
     cut = _detail(_cut(thumb, window, VIEW))
     own, other = np.sqrt((cut * cut).sum(1)), np.sqrt((row * row).sum(1))
     least = _LEAST_CONTRAST * np.sqrt(row.shape[1])
     seen = (own > least) | (other > least)
     if seen.sum() < _LEAST_BLOCKS:
         return 0.0
-    return float(np.median((cut * row).sum(1)[seen] / np.maximum(own * other, 1e-6)[seen]))
+    products = (cut * row).sum(1)
+    median = float(np.median(products[seen] / np.maximum(own * other, 1e-6)[seen]))
+    gain = products.sum() / max(float((own * own).sum()), 1e-6)
+    kept = np.argsort(((row - gain * cut) ** 2).sum(1), kind="stable")[:-_SPARED]
+    whole = float(products[kept].sum() / max(np.sqrt((own[kept] ** 2).sum() * (other[kept] ** 2).sum()), 1e-6))
+    return min(median, whole)
 
 
 def _detail(view: np.ndarray) -> np.ndarray:

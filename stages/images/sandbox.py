@@ -29,7 +29,7 @@ from stages.images.decoder_process import FIRST_NUMBER, MAX_MESSAGE, REQUEST
 from stages.images.decoders import DecoderLimits, Decoders, failure_in
 
 PROGRAM = "stages.images.decoder_process"  # the module whose `main` the processes run
-_SLOTS_PER_DECODER = 8  # one that is worked on, and work for as long as the worker's event loop may keep the interpreter lock
+_SLOTS_PER_DECODER = 16  # one that is worked on, and work for as long as another thread of the worker may keep the interpreter lock (5 ms)
 _KEPT_BYTES = 1 << 20  # a slot that held more gives its memory back
 _MOST_TRIES = 3  # of an image whose decoders end and none can say that it was to blame
 _BOOT = (

@@ -17,7 +17,7 @@ from stages.dups.lookup import HashTable
 from stages.images.leaks import THUMB, VERSION, Look, agreement, boxes
 from stages.images.local import is_local
 from stages.index.build import build_index, images_source
-from stages.index.files import EMBEDDING, FORMAT, SUFFIX, Index, index_path, known_path, read_facts, read_index, write_index
+from stages.index.files import EMBEDDING, FORMAT, SUFFIX, Index, index_path, is_index, known_path, read_facts, read_index, write_index
 from stages.index.texts import GRAM, TextTable
 from stages.near_dup import fixed_bytes
 from stages.source.local_rows import absolute
@@ -142,9 +142,10 @@ def digests_of(against: tuple[str, ...], embeddings: bool) -> list[list[str]]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a set is given as images or texts, and not as an index."""
-    if index_path(name).is_file() and name.endswith(SUFFIX):
-        return False
+    """Whether a set is given as images or texts, and not as an index: an index of that name, or at that path, comes first."""
+    path = index_path(name)
+    if path.is_file() and (name.endswith(SUFFIX) or not name.endswith(".parquet") or is_index(path)):
+        return bool(path.suffix != ".parquet")
     return name.lower().endswith((*_TEXT_FILES, ".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")) or (is_local(name) and Path(name).is_dir())
 
 

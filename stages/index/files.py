@@ -113,6 +113,14 @@ def read_facts(path: Place) -> IndexFacts:
     return facts
 
 
+def is_index(path: Place) -> bool:
+    """Whether a Parquet file is an index, whatever its version."""
+    try:
+        return FOOTER in (read_metadata(path).metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
 def read_index(path: Place, columns: list[str] | None = None) -> Index:
     """An index file, whole or some of its columns."""
     facts = read_facts(path)

@@ -12,7 +12,7 @@ from stages.pretrain.errors import TrainError
 
 # A resumed run may change these; everything else decides what is learned and must stay.
 FREE_ON_RESUME = frozenset(
-    {"workers", "prefetch", "threads", "log_every", "checkpoint_every", "keep", "device", "dataset"}
+    {"workers", "prefetch", "threads", "log_every", "checkpoint_every", "keep", "device", "dataset", "record_losses"}
 )
 
 
@@ -32,11 +32,15 @@ class TrainConfig(BaseModel):
     steps: int = Field(ge=1, description="optimizer steps in all")
     batch_size: int = Field(ge=2, description="samples per step over all ranks")
     accumulate: int = Field(1, ge=1, description="micro-batches per step; contrastive objectives refuse more than 1")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for the matrices of linear layers, AdamW for the rest")
     lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    other_lr: float | None = Field(None, gt=0, description="muon: peak learning rate of what AdamW moves; null: lr")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas")
     eps: float = Field(1e-6, gt=0, description="AdamW epsilon")
     weight_decay: float = Field(0.2, ge=0, description="decoupled weight decay, on matrices and kernels only")
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up; cosine decay to zero follows")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up; decay to zero follows")
+    decay: Literal["cosine", "linear"] = Field("cosine", description="linear: constant first, to zero over the last decay_share of the steps")
+    decay_share: float = Field(1.0, gt=0, le=1, description="part of the steps over which a linear decay takes place")
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm; null: not clipped")
     crop_scale: tuple[float, float] = Field((0.9, 1.0), description="area of the random resized crop, as a share")
     decode_margin: float = Field(1.0, ge=1, description="a JPEG is decoded to at least this times the view's side")
@@ -51,6 +55,10 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+
+    record_losses: bool = Field(
+        False, description="after the last step go over the set once more and write each sample's loss by its key into losses/ (for noise_prob)"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

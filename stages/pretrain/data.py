@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from stages.pretrain.errors import DataError
 from stages.pretrain.images import ArrayImage, ImageSource, open_image
+from stages.text.concepts import spans_of
 
 _OPEN_TARS = 256  # stays below the common limit of 1,024 descriptors per process
 
@@ -100,6 +101,7 @@ class ShardDataset:
         self._offset = table["offset"].to_numpy()
         self._size = table["size"].to_numpy()
         self._texts = _one_array(table, "texts") if "texts" in table.column_names else None
+        self._concepts = _one_array(table, "concepts") if "concepts" in table.column_names else None
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._files_lock = threading.Lock()
         self._files_pid = os.getpid()
@@ -128,6 +130,10 @@ class ShardDataset:
 
     def kinds(self, index: int) -> list[str]:
         return [kind for _, kind in self._listed(index)]
+
+    def concepts(self, index: int, text: str) -> list[Mapping[str, Any]]:
+        """Concepts {id, score, start_char, end_char} that the stage `concepts` found in a text of the sample; [] where it found or saw none."""
+        return [] if self._concepts is None else spans_of(self._concepts[index].as_py() or [], text)
 
     def _listed(self, index: int) -> list[tuple[str, str]]:
         """(text, kind) of the sample; a chosen caption that is none of the listed texts comes first."""
@@ -196,7 +202,7 @@ def _read_index(root: Path, shard: dict[str, Any]) -> pa.Table:
         missing = [name for name in wanted if name not in schema.names]
         if missing:
             raise DataError(f"{path} lacks the columns {', '.join(missing)}")
-        table = pq.read_table(path, columns=[*wanted, *(["texts"] if "texts" in schema.names else [])])
+        table = pq.read_table(path, columns=[*wanted, *(name for name in ("texts", "concepts") if name in schema.names)])
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"cannot read the index {path}, which manifest.json lists: {error}") from error
     if table.num_rows != shard["samples"]:

@@ -19,16 +19,19 @@ from stages.pretrain.errors import DataError
 
 ROOT = 0
 IGNORED = -100
+NOWHERE = 9
+"""Cell of an object that does not exist; 0 to 8 are those of the scenes' 3 x 3 grid."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One request and its answer. `claims`: (start, end, true) of statements in the prompt's `alt_text`, in characters."""
+    """One request and its answer. `claims`: (start, end, true, cell) of statements in the text between the prompt's marks, in
+    characters; `cell` is where the object stands that is meant, NOWHERE where there is none, -1 where none is meant."""
 
     prompt: str
     answer: str
     fields: dict[str, str] = field(default_factory=dict)
-    claims: tuple[tuple[int, int, bool], ...] = ()
+    claims: tuple[tuple[int, int, bool, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Dialogue:
         try:
             found = json.loads(text)
             turns = tuple(
-                Turn(t["prompt"], t["answer"], t.get("fields", {}), tuple((a, b, bool(c)) for a, b, c in t.get("claims", ())))
+                Turn(t["prompt"], t["answer"], t.get("fields", {}), tuple((a, b, bool(c), int(d)) for a, b, c, d in t.get("claims", ())))
                 for t in found["turns"]
             )
             return cls(turns, found.get("image_labels", {}))
@@ -65,27 +68,29 @@ class Laid:
     targets: np.ndarray  # int64 [L]
     weights: np.ndarray  # float32 [L], of the targets
     claims: np.ndarray  # float32 [L]: 1 true, 0 false, -1 none
+    claim_places: np.ndarray  # int64 [L]: cell of the object that a claim means, -1 none
     visible: np.ndarray  # bool [L, L]: row sees column
 
 
 class DialogueLayout:
     """Lays dialogues out for one tokenizer and one image size (`side` image tokens per side).
 
-    `length_power` p weights each token of an answer of n tokens by n ** -p: 0 counts tokens, 1 counts answers.
+    `length_power` p weights each token of an answer of n tokens by n ** -p: 0 counts tokens, 1 counts answers. Without
+    `system_text` requests begin with the user's turn.
     """
 
-    def __init__(self, tokenizer: Any, side: int, length_power: float) -> None:
+    def __init__(self, tokenizer: Any, side: int, length_power: float, system_text: bool = True) -> None:
         from stages.pretrain.nets.word_tokenizer import IMAGE
 
-        self._tokenizer, self._side, self._power = tokenizer, side, length_power
+        self._tokenizer, self._side, self._power, self._with_system = tokenizer, side, length_power, system_text
         self._cache: dict[str, list[int]] = {}
         self._image = tokenizer.convert_tokens_to_ids(IMAGE)
 
     def lay(self, turns: Sequence[Turn]) -> Laid:
         """All turns behind one image; with no turns, system text and image alone."""
         tree = _Tree(self._side)
-        tree.add_root(self._ids(f"<|im_start|>system\n{self._system(turns)}<|im_end|>\n<|im_start|>user\n<|vision_start|>"),
-                      self._image, self._ids("<|vision_end|>"))
+        system = f"<|im_start|>system\n{self._system(turns)}<|im_end|>\n" if self._with_system else ""
+        tree.add_root(self._ids(f"{system}<|im_start|>user\n<|vision_start|>"), self._image, self._ids("<|vision_end|>"))
         heads: dict[str, int] = {}
         for turn in turns:
             user = prompts.load(turn.prompt).render(**turn.fields)
@@ -118,15 +123,15 @@ class DialogueLayout:
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _claims(self, head: str, turn: Turn) -> dict[int, bool]:
-        """Index of the last token of each claim -> whether it is true."""
+    def _claims(self, head: str, turn: Turn) -> dict[int, tuple[bool, int]]:
+        """Index of the last token of each claim -> whether it is true, and where what it means stands."""
         if not turn.claims:
             return {}
         offset = head.index(prompts.OPENING) + len(prompts.OPENING) + 1
         spans = self._tokenizer(head, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         ends = {end: number for number, (_, end) in enumerate(spans)}
-        found = {ends.get(offset + end): true for _, end, true in turn.claims}
-        return {number: true for number, true in found.items() if number is not None}
+        found = {ends.get(offset + end): (true, cell) for _, end, true, cell in turn.claims}
+        return {number: what for number, what in found.items() if number is not None}
 
 
 class _Tree:
@@ -141,6 +146,7 @@ class _Tree:
         self._targets: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
         self._claims: list[np.ndarray] = []
+        self._claim_places: list[np.ndarray] = []
 
     def add_root(self, before: list[int], image: int, after: list[int]) -> None:
         """System text, image, and what closes it. The image takes as many positions as it is tokens wide (Qwen2-VL's M-RoPE)."""
@@ -151,7 +157,7 @@ class _Tree:
         behind = np.arange(len(after))[None].repeat(3, axis=0) + first + side
         self._append(-1, before + [image] * side * side + after, np.concatenate([text, picture, behind], axis=1), first + side + len(after))
 
-    def add(self, parent: int, tokens: list[int], answer: int = 0, weight: float = 0.0, claims: dict[int, bool] | None = None) -> int:
+    def add(self, parent: int, tokens: list[int], answer: int = 0, weight: float = 0.0, claims: dict[int, tuple[bool, int]] | None = None) -> int:
         """A segment behind `parent`, the last `answer` tokens of which are to be learned; returns its number."""
         start = self._ends[parent]
         positions = (start + np.arange(len(tokens)))[None].repeat(3, axis=0)
@@ -159,8 +165,8 @@ class _Tree:
         if answer:
             self._targets[number][-answer - 1:-1] = tokens[-answer:]
             self._weights[number][-answer - 1:-1] = weight
-        for place, true in (claims or {}).items():
-            self._claims[number][place] = float(true)
+        for place, (true, cell) in (claims or {}).items():
+            self._claims[number][place], self._claim_places[number][place] = float(true), cell
         return number
 
     def _append(self, parent: int, tokens: list[int], positions: np.ndarray, end: int) -> int:
@@ -171,6 +177,7 @@ class _Tree:
         self._targets.append(np.full(len(tokens), IGNORED, dtype=np.int64))
         self._weights.append(np.zeros(len(tokens), dtype=np.float32))
         self._claims.append(np.full(len(tokens), -1.0, dtype=np.float32))
+        self._claim_places.append(np.full(len(tokens), -1, dtype=np.int64))
         return len(self._parents) - 1
 
     def finish(self) -> Laid:
@@ -184,5 +191,6 @@ class _Tree:
         return Laid(
             tokens=np.concatenate(self._tokens), positions=np.concatenate(self._positions, axis=1),
             targets=np.concatenate(self._targets), weights=np.concatenate(self._weights), claims=np.concatenate(self._claims),
+            claim_places=np.concatenate(self._claim_places),
             visible=above[segment][:, segment] & (order[None] <= order[:, None]),
         )

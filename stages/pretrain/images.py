@@ -11,6 +11,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from stages.images.decode import pixels_damaged
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -40,11 +42,14 @@ class ArrayImage:
 
 
 class JpegImage:
-    """A JPEG, decoded by libjpeg-turbo at the smallest of its eighth-step scales that keeps the asked minimum."""
+    """A JPEG, decoded by libjpeg-turbo at the smallest of its eighth-step scales that keeps the asked minimum.
+
+    One that is only oddly built (a broken colour profile, bytes behind its end) is read by Pillow, in full, as the download read it.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        height, width, self.colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, self.colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         self._shape = (height, width)
 
     @property
@@ -54,7 +59,12 @@ class JpegImage:
     def decode(self, min_height: int = 0, min_width: int = 0) -> np.ndarray:
         if self.colorspace == "CMYK":  # libjpeg-turbo gives no RGB of these; Pillow inverts and converts them
             return _decode_with_pillow(self.data)
-        return simplejpeg.decode_jpeg(self.data, "RGB", min_height=min_height, min_width=min_width)
+        try:
+            return simplejpeg.decode_jpeg(self.data, "RGB", min_height=min_height, min_width=min_width)
+        except ValueError as error:
+            if pixels_damaged(error):
+                raise
+            return _decode_with_pillow(self.data)
 
 
 class PillowImage:

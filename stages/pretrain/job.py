@@ -19,7 +19,7 @@ from pipeline.storage import ObjectPath, Place, place_of
 from stages.pretrain.config import FREE_ON_RESUME, TrainConfig
 from stages.shards.local import local_dataset, local_root, upload_folder
 
-_UPLOADED = ["config.json", "inputs.txt", "metrics.jsonl", "export"]
+_UPLOADED = ["config.json", "inputs.txt", "metrics.jsonl", "export", "losses"]
 
 
 class PretrainParams(TrainConfig):
@@ -61,7 +61,8 @@ class Pretrain(Job):
 
     def tasks(self, run: RunView) -> list[Any]:
         done = read_json(self.folder(run) / "result.json")
-        return [] if done.get("inputs") == self.inputs(run) else [self.inputs(run)]
+        recorded = not self.params.record_losses or (self.folder(run) / "losses" / "part-00000.parquet").is_file()
+        return [] if recorded and done.get("inputs") == self.inputs(run) else [self.inputs(run)]
 
     def run_task(self, run: RunView, task: str) -> dict[str, Any]:
         from stages.pretrain.errors import TrainError

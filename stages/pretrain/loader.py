@@ -131,6 +131,22 @@ class BatchLoader:
                 readers.shutdown(wait=False, cancel_futures=True)
                 collator.shutdown(wait=False, cancel_futures=True)
 
+    def once(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Generator[LoadedBatch, None, None]:
+        """Every sample of the set once, over all ranks, in the order of epoch 0 and with its draws, in batches of one size.
+
+        The last batch is filled up with samples of the first ones, which come after its own rows and have no key in it.
+        """
+        order = epoch_order(self._seed, 0, len(self._samples))
+        firsts = range(0, len(order), batch_size)
+        with ThreadPoolExecutor(max(1, self._workers)) as readers:
+            for number in range(rank, len(firsts), world_size):
+                own = order[firsts[number]:firsts[number] + batch_size]
+                indices = np.concatenate([own, order[:batch_size - len(own)]])
+                chunks = [indices[first:first + 16] for first in range(0, len(indices), 16)]
+                read = [sample for part in readers.map(lambda some: self._read(some, 0), chunks) for sample in part]
+                whole = self._finish(Position(0, number), read)
+                yield LoadedBatch(whole.position, whole.keys[:len(own)], whole.tensors)
+
     def _submit(
         self, readers: ThreadPoolExecutor, collator: ThreadPoolExecutor, position: Position,
     ) -> Future[LoadedBatch]:

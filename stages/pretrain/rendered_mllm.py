@@ -6,6 +6,7 @@ A training that was stopped goes on from its last checkpoint when it is started 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     found |= {
         "note": NOTE, "command": "python -m stages.pretrain.rendered_mllm --out DIR", "recipe": recipe, "phases": phases,
-        "weights_digest": results[-1].weights_digest, "bundle_bytes": size, "evaluation_minutes": round((time.monotonic() - began) / 60, 1),
+        "weights_digest": results[-1].weights_digest, "weights_sha256": hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest(),
+        "bundle_bytes": size, "evaluation_minutes": round((time.monotonic() - began) / 60, 1),
         "torch": torch.__version__.split("+")[0], "compute_threads": torch.get_num_threads(),
     }
     (bundle / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

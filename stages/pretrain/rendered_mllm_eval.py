@@ -20,7 +20,7 @@ from PIL import Image
 from stages import prompts
 from stages.demo import alt_texts, answers
 from stages.demo.captions import caption_for
-from stages.demo.claims import mentions
+from stages.demo.claims import named_objects
 from stages.demo.scenes import Scene, draw_scene, render
 from stages.demo.streams import seed_for
 from stages.pretrain.evaluate import auc
@@ -120,11 +120,6 @@ def injections(answerer: Answerer, count: int) -> dict[str, Any]:
         )
         moved[aspect] = {how: round(float((with_it[i] - plain[i]).mean()), 2) for i, how in ((0, "greedy"), (1, "expected"))}
     return moved
-
-
-def named_objects(text: str) -> set[tuple[str, str]]:
-    """Colour and shape of the objects that a text names; without a colour the shape counts with colour ''."""
-    return {(m.found["color"][0] if "color" in m.found else "", m.found["shape"][0]) for m in mentions(text)}
 
 
 def dense_captions(answerer: Answerer, count: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from stages.demo.alt_texts import AltText, draw_alt_text
 from stages.demo.claims import find_claims
 from stages.demo.grades import ASPECTS, grade
 from stages.demo.scenes import Scene
-from stages.pretrain.dialogue import Turn
+from stages.pretrain.dialogue import NOWHERE, Turn
 
 _PLAIN: Final[dict[str, Callable[[Scene], str]]] = {
     "caption_short": answers.short_caption,
@@ -30,27 +30,24 @@ _WITH_TEXT: Final[dict[str, Callable[[Scene, str], str]]] = {
 
 
 def first_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
-    """The first lesson in speaking: tags, a caption that names every object, and how well one text matches."""
-    caption = ("caption_dense", "caption_descriptive")[int(rng.integers(2))]
-    return plain_turn("tags", scene), plain_turn(caption, scene), *score_turns(draw_alt_text(scene, rng), scene, ASPECTS[:1])
+    """The first lesson in speaking: every object with its place (a dense caption without relations), tags, how well one text matches."""
+    places = Turn("caption_dense", answers.dense_caption(scene, relations=False))
+    return places, plain_turn("tags", scene), *score_turns(draw_alt_text(scene, rng), scene, ASPECTS[:1])
 
 
 def all_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
-    """The full mix: captions of all formats, two judged texts, a caption made from a text, questions."""
-    turns = [plain_turn(name, scene) for name, chance in _SHARES.items() if rng.random() < chance]
-    for _ in range(2):
-        alt = draw_alt_text(scene, rng)
-        turns += score_turns(alt, scene, _aspects(rng))
-    if rng.random() < 0.25:
-        name = "caption_fused" if rng.random() < 0.8 else "caption_merged"
-        turns.append(text_turn(name, draw_alt_text(scene, rng), scene))
-    turns += [question_turn(scene, rng) for _ in range(2)]
-    return tuple(turns)
+    """The full mix: one kind of caption, two judged texts, a question. Sequences of nearly one length leave little padding."""
+    first = draw_alt_text(scene, rng)
+    names = list(_SHARES)
+    asked = names[int(rng.choice(len(names), p=np.array(list(_SHARES.values())) / sum(_SHARES.values())))]
+    captions = [text_turn(name, first, scene) if name in _WITH_TEXT else plain_turn(name, scene) for name in asked.split()]
+    scores = score_turns(first, scene, _aspects(rng)) + score_turns(draw_alt_text(scene, rng), scene, ASPECTS[:1])
+    return (*captions, *scores, question_turn(scene, rng))
 
 
 _SHARES: Final = {
-    "caption_dense": 0.4, "caption_descriptive": 0.4, "caption_short": 0.3, "tags": 0.4,
-    "caption_brief": 0.04, "caption_plain": 0.04, "caption_long": 0.04,
+    "caption_dense": 0.42, "caption_descriptive": 0.18, "caption_short tags": 0.18, "caption_fused": 0.12, "caption_merged": 0.04,
+    "caption_brief tags": 0.02, "caption_plain tags": 0.02, "caption_long": 0.02,
 }
 MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"first": first_turns, "all": all_turns}
 """What a phase of the recipe may name."""
@@ -71,16 +68,25 @@ def text_turn(name: str, alt: AltText, scene: Scene) -> Turn:
 
 def question_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     asked, answer = answers.question(scene, rng)
-    return Turn("question", answer, {"question": asked})
+    return Turn("question", answer, {"question": asked}, _claims(asked, scene))
 
 
 def score_turns(alt: AltText, scene: Scene, aspects: tuple[str, ...] = ASPECTS) -> list[Turn]:
     """The scores of one text, with the truth of its statements."""
     scores = grade(alt.content, alt.kind, scene)
-    claims = tuple((claim.start, claim.end, claim.true) for claim in find_claims(alt.text, scene)) if alt.kind == "caption" else ()
+    claims = _claims(alt.text, scene) if alt.kind == "caption" else ()
     return [Turn(f"score_{aspect}", str(scores[aspect]), {"alt_text": alt.text}, claims) for aspect in aspects]
 
 
+def _claims(text: str, scene: Scene) -> tuple[tuple[int, int, bool, int], ...]:
+    found = []
+    for claim in find_claims(text, scene):
+        means_object = claim.kind not in ("relation", "background", "number")
+        cell = claim.item.cell[0] * 3 + claim.item.cell[1] if claim.item else NOWHERE if means_object else -1
+        found.append((claim.start, claim.end, claim.true, cell))
+    return tuple(found)
+
+
 def _aspects(rng: np.random.Generator) -> tuple[str, ...]:
-    """Image-text matching always, each other aspect in half of the draws."""
-    return tuple(aspect for number, aspect in enumerate(ASPECTS) if number == 0 or rng.random() < 0.5)
+    """Image-text matching always, each other aspect in a third of the draws."""
+    return tuple(aspect for number, aspect in enumerate(ASPECTS) if number == 0 or rng.random() < 1 / 3)

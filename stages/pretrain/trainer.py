@@ -22,6 +22,7 @@ from stages.pretrain.metrics import MetricsLog
 from stages.pretrain.objectives import make_objective
 from stages.pretrain.objectives.base import Batch, Objective, normalise
 from stages.pretrain.optim import learning_rate, make_optimizer
+from stages.pretrain.row_losses import record_losses
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -45,7 +46,7 @@ def train(
 ) -> TrainResult:
     """Train towers on a dataset's split and export them; go on from the latest checkpoint in `out_dir` if there is one.
 
-    Writes `config.json`, `metrics.jsonl`, `checkpoints/` and `export/` under `out_dir`. `on_step(step, metrics)` is
+    Writes `config.json`, `metrics.jsonl`, `checkpoints/`, `export/` and, where asked for, `losses/` under `out_dir`. `on_step(step, metrics)` is
     called with every line logged. `samples` takes the place of `config.dataset` (samples made in memory). A run that
     was killed and started again ends, on CPU with the same number of threads, in the same bits as one never stopped.
 
@@ -125,6 +126,8 @@ class _Run:
             stream.close()  # stops the reading threads
         seconds = time.monotonic() - began
         digest = self._export() if dist.rank() == 0 else ""
+        if self.config.record_losses:
+            self._record_losses()
         dist.barrier()
         return TrainResult(
             steps=self.step, epochs=self.position.epoch + self.position.batch / self.loader.batches_per_epoch,
@@ -159,7 +162,7 @@ class _Run:
         """Forward, backward, checks, update. Returns this rank's losses, detached."""
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
         for part in _micro_batches(loaded.tensors, self.config.accumulate):
@@ -246,6 +249,18 @@ class _Run:
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+    def _record_losses(self) -> None:
+        """Each rank measures its share of the set."""
+        self.model.eval()
+
+        def measure(tensors: Batch) -> torch.Tensor:
+            batch = {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}
+            with self._autocast():
+                return self.objective.row_losses(self.model, normalise(batch, self.preprocess.mean, self.preprocess.std))
+
+        batches = self.loader.once(self.config.batch_size, dist.rank(), dist.world_size())
+        record_losses(batches, measure, self.out, dist.rank())
 
     def _export(self) -> str:
         return self.objective.export(self.model, self.preprocess, self.out / "export")

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.chain import Ref
 from pipeline.run_view import RunView
 from pipeline.view import PartView, flat
+from stages.caption import Caption
 
 MOST_KINDS = 12
 
@@ -37,6 +38,17 @@ class KindCounts:
 
     def add(self, run: RunView, view: PartView, rows: np.ndarray) -> None:
         """Add the kept rows (int64 [N]) of a part."""
+        self._add_given(run, view, rows)
+        for written in written_refs(run):
+            texts = flat(view.masked(written.text).take(pa.array(rows)))
+            found, lengths = self.kinds[written.stage], pc.utf8_length(texts).fill_null(0)
+            filled = pc.sum(pc.greater(lengths, 0)).as_py() or 0
+            found.texts += filled
+            found.rows += filled
+            found.characters += pc.sum(lengths).as_py() or 0
+
+    def _add_given(self, run: RunView, view: PartView, rows: np.ndarray) -> None:
+        """What rows brought with them or took over from their duplicates."""
         column = self._texts(run, view, rows)
         if column is None:
             alt_texts = view.column(run.chain.find_column("alt_text")).take(pa.array(rows))
@@ -75,6 +87,20 @@ class KindCounts:
         """The commonest kinds, the alt-text first."""
         order = sorted(self.kinds.items(), key=lambda item: (item[0] != "alt_text", -item[1].texts, item[0]))
         return dict(order[:MOST_KINDS])
+
+
+@dataclass(frozen=True)
+class Written:
+    """Columns of a stage that writes captions: the text, and the model that wrote it."""
+
+    stage: str
+    text: Ref
+    model: Ref
+
+
+def written_refs(run: RunView) -> list[Written]:
+    """The caption stages of the chain, in its order."""
+    return [Written(n.name, Ref(n.index, "text"), Ref(n.index, "model")) for n in run.chain.nodes if isinstance(n.stage, Caption)]
 
 
 def texts_refs(run: RunView) -> list[Ref]:

@@ -74,7 +74,7 @@ class CardMaker:
         whole = any(text.text == sample.alt_text.text and not text.other for text in sample.texts)
         for text in sample.texts:
             same_kind = f"further {self.own_text}" if whole else f"{self.own_text}, cleaned"
-            label = f"{text.kind} of a duplicate" if text.other else text.kind.replace("alt_text", same_kind)
+            label = text.kind.replace("alt_text", self.own_text if text.other else same_kind) + (" of a duplicate" if text.other else "")
             score = "" if text.score is None else number(text.score)
             if text.text == sample.alt_text.text and not text.other:
                 own.score = score

@@ -83,7 +83,8 @@ def write_report(run: RunView, params: ReportParams | None = None, share: bool =
     commit_bytes(path, data, run.store.guard)
     waterfall = page.facts.waterfall
     shown = {"samples": len(page.found.samples), "images_left_out": page.thumbnails.left_out if page.thumbnails else 0}
-    return {"report": str(path), "bytes": len(data), "input": waterfall.rows, "kept": waterfall.kept, "kept_without_text": page.found.kinds.without, **shown}
+    told = {"input": waterfall.rows, "kept": waterfall.kept, "kept_without_text": page.found.kinds.without, **shown}
+    return {"report": str(path), "bytes": len(data), **told, **({"balance": page.facts.balances} if page.facts.balances else {})}
 
 
 def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "") -> Page:
@@ -97,10 +98,16 @@ def make_page(run: RunView, params: ReportParams, share: bool, inputs: str = "")
     told = Facts(waterfall, costs, facts.make_models(run), facts.make_versions(run))
     told.estimates = facts.make_estimates(run, costs)
     told.trainings, told.evaluations = make_trainings(roots), make_evaluations(roots)
+    told.balances = balances_of(run)
     if params.truth:
         told.rules, kept, right = facts.make_rules(run, params.truth)
         told.kept_against_truth = (kept, right)
     return Page(run, found, told, share, thumbnails_for(run, collector.reader.writer, params.image_bytes), inputs)
+
+
+def balances_of(run: RunView) -> dict[str, list[dict[str, Any]]]:
+    """Head and tail of what each stage `balance` thinned out, rule by rule (stages.balancing.rule.head_and_tail)."""
+    return {stage: told["balance"] for stage, told in run.facts().items() if "balance" in told}
 
 
 def _check_finished(run: RunView) -> None:

@@ -15,7 +15,7 @@ from schemas.outcome import Reason
 from stages.expression_parser import Node as Expr
 from stages.select import Select
 
-_NO_QUANTITY = frozenset({*LOCATION_COLUMNS, "http_status"})  # numbers that measure nothing
+_NO_QUANTITY = frozenset({*LOCATION_COLUMNS, "http_status", "cluster"})  # numbers that measure nothing
 # Parameters whose column does not follow from their name: (stage, parameter) -> column.
 _ELSEWHERE = {("repeated_text", "max_count"): "least_n_text"}
 

@@ -41,6 +41,7 @@ class Facts:
     evaluations: list[Evaluation] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     kept_against_truth: tuple[int, int] | None = None
+    balances: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # stage -> head and tail of each of its rules
     notes: list[str] = field(default_factory=list)
 
 
@@ -124,7 +125,7 @@ class Page:
             lines = [charts.Line(t.value + (whole and t.side == "max"), f"{t.sign} {charts.number(t.value)}") for t in limits]
             label = self.cleaner.line(measure.label)
             svg = charts.histogram(bars, lines, f"histogram of {label}", SERIES)
-            outside = [f"{t.sign} {charts.number(t.value)}" for t in limits if not bars.start <= t.value <= bars.stop]
+            outside = [t for t in limits if not bars.start <= t.value <= bars.stop]
             chart = {
                 "label": label, "stage": measure.stage, "meaning": measure.meaning, "svg": svg, "rows": int(histogram.total.sum()), "bars": bars,
                 "limits": limits, "outside": outside, "low": histogram.low, "high": histogram.high, "median": histogram.quantile(0.5),
@@ -199,7 +200,8 @@ class Page:
         ]  # fmt: skip
         rows = {"input": w.rows, "kept": w.kept, "dropped": w.total("dropped"), "failed": w.total("failed"), "shards": w.shards}
         truth = {"rules": [asdict(rule) for rule in self.facts.rules], "kept": self.facts.kept_against_truth}
-        return {"rows": rows, "steps": steps, "costs": [asdict(cost) for cost in self.facts.costs], "truth": truth, "auc": self._aucs()}
+        costs = [asdict(cost) for cost in self.facts.costs]
+        return {"rows": rows, "steps": steps, "costs": costs, "truth": truth, "auc": self._aucs(), "balance": self.facts.balances}
 
 
 def _resource(name: str) -> str:

@@ -14,7 +14,7 @@ from pipeline.stage import Vector
 from pipeline.view import PartView
 from schemas.outcome import Status
 from schemas.sample import SOURCE_COLUMNS
-from stages.report.captions import texts_refs
+from stages.report.captions import texts_refs, written_refs
 from stages.report.measures import Measure
 from stages.report.safe import LONG
 
@@ -59,7 +59,7 @@ class SampleReader:
     def __init__(self, run: RunView, measures: list[Measure]):
         self.run = run
         self.measures = measures
-        self.texts = texts_refs(run)
+        self.texts, self.written = texts_refs(run), written_refs(run)
         chain = run.chain
         self.writer = chain.nodes[chain.find_column("image_sha256").node].name if chain.has_column("image_sha256") else ""
         self.place = [chain.find_column(f"{self.writer}.{name}") for name in _IMAGE] if self.writer else []
@@ -94,12 +94,16 @@ class SampleReader:
                     sample.scores[place] = value
 
     def _add_texts(self, view: PartView, rows: np.ndarray, samples: list[Sample]) -> None:
-        """The last list of texts that the row had when it left."""
+        """The last list of texts that the row had when it left, and behind them the captions written for it."""
         for ref in self.texts:
             for sample, entries in zip(samples, cells(view, ref, rows), strict=True):
                 if entries and not sample.texts:
                     sample.texts = [_entry(entry, sample.identifier) for entry in entries[:MOST_TEXTS]]
                     sample.more_texts = max(0, len(entries) - MOST_TEXTS)
+        for written in self.written:
+            for sample, text, model in zip(samples, cells(view, written.text, rows), cells(view, written.model, rows), strict=True):
+                if text:
+                    sample.texts.append(capped(written.stage, text, model=(model or "")[:80]))
 
     def _add_fates(self, view: PartView, rows: np.ndarray, samples: list[Sample]) -> None:
         for node in self.run.chain.nodes:

@@ -41,7 +41,8 @@ class CaptionsTable:
         for option, columns in asked.items():
             for name in columns:
                 if name not in names:
-                    raise RecipeError(f"{option}: {self.files[0].path} has no column {name!r}{nearest(name, names)}; it has {some(names)}")
+                    has = f"{self.files[0].path} has no column {name!r}{nearest(name, names)}; it has {some(names)}"
+                    raise RecipeError(f"{option}: {has}: name one with --set {option}=COLUMN")
         own = {file_column, *self.text_columns}
         self.carried = [name for name in names if name not in own and (carried is None or name in carried)]
 

@@ -117,7 +117,7 @@ class UrlTable(Source):
         for option, name in [*required, *(("input.columns_to_carry", name) for name in carried or ())]:
             if name not in names:
                 raise RecipeError(
-                    f"{option}: {file.path} has no column {name!r}{nearest(name, names)}; it has {some(names)}"
+                    f"{option}: {file.path} has no column {name!r}{nearest(name, names)}; it has {some(names)}: name one with --set {option}=COLUMN"
                 )
         rest = names if carried is None else carried
         return list(dict.fromkeys([*(name for _, name in required), *rest]))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from stages.text.language import CANDIDATES, han_count, identify
+from stages.text.language import han_count
 
 NGRAM: Final = 5  # characters
 
@@ -158,11 +158,11 @@ def _phrase_pattern(phrases: list[str]) -> re.Pattern[str] | None:
     return re.compile(spaced + (f"|(?:{'|'.join(map(re.escape, unspaced))})" if unspaced else ""))
 
 
-def measure(text: str, own: bool, boilerplate: Boilerplate, candidates: tuple[str, ...] = CANDIDATES) -> dict[str, Any]:
-    """All MEASURES of one normalised text."""
+def measure(text: str, own: bool, boilerplate: Boilerplate, spoken: tuple[str, float]) -> dict[str, Any]:
+    """All MEASURES of one normalised text. `spoken`: its language and the probability of that."""
     words = tokens(text)
     folded = [word.casefold() for word in words]
-    language, score = identify(text, candidates)
+    language, score = spoken
     grams = [text[i : i + NGRAM] for i in range(len(text) - NGRAM + 1)]
     return {
         "own": own,

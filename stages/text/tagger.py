@@ -60,6 +60,16 @@ def tokenize(text: str) -> list[str]:
     return words
 
 
+def spans_of_words(text: str) -> list[tuple[int, int]]:
+    """Where each word of `tokenize` stands in the text: characters start to end (end excluded)."""
+    spans: list[tuple[int, int]] = []
+    for match in _TOKEN.finditer(text):
+        split = _CLITIC.match(match[0])
+        middle = match.start() + len(split[1]) if split else match.end()
+        spans += [(match.start(), middle), *([(middle, match.end())] if split else [])]
+    return spans
+
+
 def tag(text: str) -> list[Token]:
     """Tagged tokens of a text's first 600, lowercased (web captions are too unevenly capitalised to tell names by it)."""
     words = [word.lower() for word in tokenize(text)[:MAX_TOKENS]]

@@ -62,8 +62,9 @@ def draw(evidence: Evidence, column: str, count: int, seed: str) -> np.ndarray:
 
     The rows with the least hashes of sample_id and seed: the same ones however the rows are cut into parts.
     """
-    drawn = evidence.con.execute(
-        'SELECT part::BIGINT * 4294967296 + "row" AS key FROM rows ORDER BY md5_number(? || \':\' || hex(sample_id)), part, "row" LIMIT ?', [seed, count]
+    order = "md5_number(? || ':' || hex(sample_id))"
+    drawn = evidence.con.sql(
+        f'SELECT part::BIGINT * 4294967296 + "row" AS key FROM rows ORDER BY {order}, part, "row" LIMIT ?', params=[seed, count]
     ).to_arrow_table()
     wanted = np.sort(drawn["key"].to_numpy())
     found = [block.vectors[np.isin(block.keys, wanted, assume_unique=True)] for block in blocks(evidence.vectors(column))]

@@ -88,7 +88,7 @@ class NearSearch:
         """Keys (sorted int64) of rows whose vector an earlier row has, and the number of the others; 128-bit digests stand for vectors."""
         self.con.execute("CREATE OR REPLACE TABLE vector_digests (key BIGINT, low UBIGINT, high UBIGINT)")
         total = 0
-        for block in self.read():
+        for block in self._read():
             raw = block.vectors.tobytes()
             step = len(raw) // len(block)
             digests = b"".join(xxhash.xxh3_128_digest(raw[at : at + step]) for at in range(0, len(raw), step))
@@ -105,6 +105,13 @@ class NearSearch:
         twins = np.sort(self.con.sql("SELECT key FROM vector_twins").to_arrow_table()["key"].to_numpy())
         return twins, total - len(twins)
 
+    def _read(self) -> Iterator[Block]:
+        """Blocks without the rows whose vector has no direction: zeros, or a number that is not finite."""
+        for block in self.read():
+            good = np.isfinite(block.vectors).all(axis=1) & block.vectors.any(axis=1)
+            if good.any():
+                yield block if good.all() else Block(block.keys[good], block.vectors[good])
+
     def _insert(self, table: str, rows: pa.Table) -> None:
         self.con.register("vector_incoming", rows)
         self.con.execute(f"INSERT INTO {table} SELECT * FROM vector_incoming")
@@ -115,7 +122,7 @@ class NearSearch:
         yield VectorPairs(found["first"].to_numpy(), found["key"].to_numpy(), np.ones(len(found), np.float32))
 
     def _distinct(self, twins: np.ndarray) -> Iterator[Block]:
-        for block in self.read():
+        for block in self._read():
             own = ~np.isin(block.keys, twins, assume_unique=True)
             yield Block(block.keys[own], unit(block.vectors[own]))
 

@@ -1,6 +1,6 @@
 """Every benchmark, one after the other; each prints one JSON line, kept in the file named by --out.
 
-Run: python tests/bench/all.py [--out bench.jsonl]   (about an hour on 2 cores)
+Run: python tests/bench/all.py [--out bench.jsonl]   (more than an hour on 2 cores; the last four need vLLM)
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ COMMANDS = [
     ["bench_report.py"],
     ["bench_sandbox.py"],
     ["bench_sandbox.py", "--processes", "2"],
+    ["bench_captions.py"],
+    ["bench_prefix.py"],
+    ["bench_mllm_memory.py"],
+    ["bench_mllm_kills.py"],
 ]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mllm_bench import MEDIUM, MEDIUM_VISION, as_process, make_model, vllm_spec, write_tars  # noqa: E402
+from mllm_bench import MEDIUM, MEDIUM_VISION, as_process, cpu_seconds, cpu_since, make_model, vllm_spec, write_tars  # noqa: E402
 
 PROMPT = "Describe the image in one short phrase."
 
@@ -47,7 +47,7 @@ def bare(spec: dict[str, Any], folder: Path, tokens: int) -> dict[str, Any]:
     messages = [{"role": "system", "content": [{"type": "text", "text": prompts.load("caption_short").system}]}, {"role": "user", "content": user}]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     sampling = SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens)
-    started = time.perf_counter()
+    used, started = cpu_seconds(), time.perf_counter()
     asked = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -58,7 +58,8 @@ def bare(spec: dict[str, Any], folder: Path, tokens: int) -> dict[str, Any]:
     answers = llm.generate(asked, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
     made = sum(len(answer.outputs[0].token_ids) for answer in answers)
-    return {"seconds": round(seconds, 2), "tokens": made, "tokens_per_s": round(made / seconds, 1), "prompt_tokens": len(answers[0].prompt_token_ids)}
+    found = {"seconds": round(seconds, 2), "tokens": made, "tokens_per_s": round(made / seconds, 1), "prompt_tokens": len(answers[0].prompt_token_ids)}
+    return found | cpu_since(used)
 
 
 def through_pairmill(spec: dict[str, Any], folder: Path, tokens: int, executor: str) -> dict[str, Any]:
@@ -76,14 +77,16 @@ def through_pairmill(spec: dict[str, Any], folder: Path, tokens: int, executor: 
     if executor == "local":
         local_model(spec)
     with tempfile.TemporaryDirectory(prefix="pairmill-captions-") as out:
-        started = time.perf_counter()
+        used, started = cpu_seconds(), time.perf_counter()
         result = run(recipe, out, RunOptions(executor=executor))
         seconds = time.perf_counter() - started
     tally = result.tally
     made = tally.calls["caption"] * tokens
     found = {"seconds": round(seconds, 2), "tokens": made, "tokens_per_s": round(made / seconds, 1), "executor": executor}
     found |= {"model_seconds": round(tally.model_seconds["caption"], 2), "stage_seconds": round(tally.seconds["caption"], 2)}
-    if executor != "local":  # its engine starts within the run: what counts is the time in which the engine had work
+    if executor == "local":
+        found |= cpu_since(used)
+    else:  # its engine starts within the run: what counts is the time in which the engine had work
         found["tokens_per_s"] = round(made / tally.model_seconds["caption"], 1)
     return found
 

@@ -68,8 +68,8 @@ def run_peer(python: Path, table: Path, rows: int, mode: str, folder: Path) -> d
     return _rates(rows, sum(s["successes"] for s in stats), took, working)
 
 
-def run_ours(table: Path, rows: int, mode: str, folder: Path, executor: str, shards: bool) -> dict[str, float]:
-    """Rates and written images of `pairmill run`."""
+def run_ours(table: Path, rows: int, mode: str, folder: Path, executor: str, shards: bool) -> dict[str, Any]:
+    """Rates and written images of `pairmill run`; seconds of each part, and how far apart the parts began."""
     recipe = {
         "name": "bench",
         "input": {"kind": "url_table", "table": str(table), "text": "text", "rows_per_part": -(-rows // PROCESSES)},
@@ -84,7 +84,8 @@ def run_ours(table: Path, rows: int, mode: str, folder: Path, executor: str, sha
     records = [json.loads(pq.read_metadata(path).metadata[b"pairmill"]) for path in parts]
     ends = [path.stat().st_mtime for path in parts]
     begins = [end - record["info"]["seconds"] for end, record in zip(ends, records, strict=True)]
-    return _rates(rows, sum(record["counts"]["value"] for record in records), took, max(ends) - min(begins))
+    rates = _rates(rows, sum(record["counts"]["value"] for record in records), took, max(ends) - min(begins))
+    return {**rates, "part_seconds": [record["info"]["seconds"] for record in records], "begun_apart": round(max(begins) - min(begins), 2)}
 
 
 def _timed(command: list[str], environment: dict[str, str]) -> float:

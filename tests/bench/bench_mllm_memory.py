@@ -2,14 +2,15 @@
 
 A Qwen2-VL of a few thousand weights, few tokens per answer. Every second the proportional set sizes of all processes of the run are
 added up, those of the engine apart, and set beside the number of answers committed to the cache of answers. Prints one JSON line: the
-largest sum until 2,000 images were answered, the largest after, and their ratio; and the sums at every 2,000 images.
-Run: python tests/bench/bench_mllm_memory.py [--images 20000] [--first 2000] [--side 48] [--tokens 4]
+largest sum until --first images were answered, the largest after, and their ratio; and the largest sum in every further --first images.
+Run: python tests/bench/bench_mllm_memory.py [--images 20000] [--first 2000] [--side 48] [--tokens 4] [--most-seconds S]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--processor-cache-gb", type=float, default=0.05, help="vLLM's cache of prepared images: of small ones, 1 GB is not full after 2,000")
+    parser.add_argument("--most-seconds", type=float, default=math.inf, help="end the run then, and tell of the images answered so far")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pairmill-mllm-memory-") as name:
         folder, out = Path(name), Path(name) / "run"
@@ -85,7 +87,7 @@ def main() -> None:
         process = subprocess.Popen([sys.executable, "-c", RUN, json.dumps(recipe), str(out)], env=env, stdout=subprocess.DEVNULL)
         samples: list[tuple[int, int, int]] = []
         answered, started, first_at = Answered(out), time.perf_counter(), 0.0
-        while process.poll() is None:
+        while process.poll() is None and time.perf_counter() - started < options.most_seconds:
             done = answered.count()
             if done and not first_at:
                 first_at = time.perf_counter()
@@ -95,7 +97,10 @@ def main() -> None:
                 break
             time.sleep(1)
         ended = time.perf_counter()
-        if process.wait():
+        ended_early = process.poll() is None
+        if ended_early:
+            process.terminate()
+        if process.wait() and not ended_early:
             raise SystemExit("the run failed")
         done = answered.count()
     print(json.dumps(summary(options, samples, done, ended - started, ended - first_at)))
@@ -110,7 +115,7 @@ def summary(options: argparse.Namespace, samples: list[tuple[int, int, int]], do
         before = max(value for images, value in values if images <= options.first)
         after = max((value for images, value in values if images > options.first), default=0)
         steps = {str(at): round(max((v for images, v in values if at - options.first < images <= at), default=0) / 1e6, 1) for at in
-                 range(options.first, options.images + 1, options.first)}  # fmt: skip
+                 range(options.first, max(values)[0] + options.first, options.first)}  # fmt: skip
         line[who] = {"until_first_mb": round(before / 1e6, 1), "after_mb": round(after / 1e6, 1), "ratio": round(after / before, 3), "steps_mb": steps}
     return line
 

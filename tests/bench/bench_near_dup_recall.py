@@ -1,8 +1,9 @@
-"""Recall of near duplicates on photos per edit and strength, and what is joined that should not be, at each distance of both hashes.
+"""Recall of near duplicates per edit and strength, and what is joined that should not be: both hashes, embeddings of the bundled CLIP, and hash or embedding.
 
-    bench_near_dup_recall.py --photos DIR [--count 5000] [--out FILE.json]
+    bench_near_dup_recall.py --photos DIR [--count 5000] [--clip] [--out FILE.json]
+    bench_near_dup_recall.py --rendered 5000 [--clip] [--out FILE.json]        # scenes of the rendered world, which the bundled CLIP knows
 
-Each photo gets one copy per edit. A copy is found at a distance when its hash is that near to its photo's. False pairs are all pairs of different photos
+Each picture gets one copy per edit. A copy is found at a distance when its hash is that near to its photo's. False pairs are all pairs of different photos
 within the distance, as a share of the photos; joined wrongly are photos that share a component with another photo. Also the precision of joining photos with
 all their copies below each distance: of all joined pairs (photo or copy), those of one photo.
 """
@@ -11,18 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from stages.demo.image_bytes import encode
+from stages.demo.scenes import draw_scene, render
 from stages.dups.hamming import join, near_pairs
+from stages.images.crop import crop_image
 from stages.images.decode import decode
 from stages.images.hashes import hash_image
+from stages.models import open_clip
+from stages.vectors.blocks import unit
 
 DISTANCES = {"phash": (2, 4, 6, 8, 10, 12), "pdq": (16, 24, 31, 36, 40)}
+COSINES = (0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+JOINED = (("phash", 2), ("phash", 6), ("pdq", 31))  # joined with each cosine
 LEAST_QUALITY = 50
 
 
@@ -73,26 +82,104 @@ def _lettered(pixels: np.ndarray, size: float) -> np.ndarray:
     return decode(encode(picture, "jpg", 90))
 
 
-def hashes_of(photos: list[Path]) -> Iterator[tuple[str, int, bytes, bytes, int]]:
-    """(edit, '' for the photo itself; number of the photo; phash; pdq; the lower of the two qualities)."""
-    for number, path in enumerate(photos):
-        pixels = decode(path.read_bytes())
+def pictures(options: argparse.Namespace) -> list[Callable[[], np.ndarray]]:
+    """What gives the pixels of each picture."""
+    if options.rendered:
+        return [lambda seed=seed: render(draw_scene(10**7 + seed)) for seed in range(options.rendered)]
+    return [lambda path=path: decode(path.read_bytes()) for path in sorted(options.photos.glob("*.jpg"))[: options.count]]
+
+
+def hashes_of(found: list[Callable[[], np.ndarray]], model: object) -> Iterator[tuple[str, int, bytes, bytes, int, np.ndarray | None]]:
+    """(edit, '' for the picture itself; its number; phash; pdq; the lower of the two qualities; embedding float16 [D], None without a model)."""
+    for number, make in enumerate(found):
+        pixels = make()
         copies = {"": pixels} | {name: edit(pixels) for name, edit in edits(number).items()}
-        for name, picture in copies.items():
-            found = hash_image(picture, pdq=True)
-            assert found.pdq is not None and found.pdq_quality is not None
-            yield name, number, found.phash, found.pdq, min(found.quality, found.pdq_quality)
+        embedded = _embedded(list(copies.values()), model) if model else [None] * len(copies)
+        for (name, picture), vector in zip(copies.items(), embedded, strict=True):
+            hashed = hash_image(picture, pdq=True)
+            assert hashed.pdq is not None and hashed.pdq_quality is not None
+            yield name, number, hashed.phash, hashed.pdq, min(hashed.quality, hashed.pdq_quality), vector
 
 
-def measure(photos: list[Path]) -> dict[str, object]:
-    rows = list(hashes_of(photos))
+def _embedded(copies: list[np.ndarray], model: Any) -> np.ndarray:
+    facts = model.describe()
+    crops = [crop_image(encode(pixels, "jpg", 95), facts["image_size"], facts["resize_mode"], facts["interpolation"]) for pixels in copies]
+    return model.embed_images(np.stack(crops)).astype(np.float16)
+
+
+def measure(found: list[Callable[[], np.ndarray]], model: object, seconds: float) -> dict[str, Any]:
+    """Report of the pictures that `seconds` were enough for."""
+    until, rows = time.monotonic() + seconds, []
+    for row in hashes_of(found, model):
+        if row[0] == "" and time.monotonic() > until:
+            found = found[: row[1]]
+            break
+        rows.append(row)
     names = list(dict.fromkeys(name for name, *_ in rows))
     edit, number, quality = np.array([names.index(row[0]) for row in rows]), np.array([row[1] for row in rows]), np.array([row[4] for row in rows])
-    report: dict[str, object] = {"photos": len(photos), "photos_below_quality": int(((quality < LEAST_QUALITY) & (edit == 0)).sum())}
-    for place, (kind, steps) in zip((2, 3), DISTANCES.items(), strict=True):
-        bits = np.frombuffer(b"".join(row[place] for row in rows), np.uint8).reshape(len(rows), -1)
-        report[kind] = {str(step): _at(bits, edit, number, quality, names, step) for step in steps}
+    report: dict[str, Any] = {"photos": len(found), "photos_below_quality": int(((quality < LEAST_QUALITY) & (edit == 0)).sum())}
+    hashes = {kind: np.frombuffer(b"".join(row[place] for row in rows), np.uint8).reshape(len(rows), -1) for kind, place in (("phash", 2), ("pdq", 3))}
+    for kind, steps in DISTANCES.items():
+        report[kind] = {str(step): _at(hashes[kind], edit, number, quality, names, step) for step in steps}
+    if model:
+        vectors = unit(np.stack([row[5] for row in rows]))
+        report |= _with_embeddings(vectors, hashes, edit, number, quality, names)
     return report
+
+
+def _with_embeddings(
+    vectors: np.ndarray, hashes: dict[str, np.ndarray], edit: np.ndarray, number: np.ndarray, quality: np.ndarray, names: list[str]
+) -> dict[str, Any]:
+    """Columns of each cosine, and of each hash at a distance or a cosine: a pair counts where one of the two finds it."""
+    first = np.flatnonzero(edit == 0)[number]
+    cosine = np.einsum("ij,ij->i", vectors, vectors[first])
+    sums = _semantic_pairs(vectors, number, edit == 0)
+    good = (quality >= LEAST_QUALITY) & (quality[first] >= LEAST_QUALITY)
+    columns: dict[str, Any] = {"cosine": {str(least): _column(cosine >= least, edit, names, *sums[least]) for least in COSINES}}
+    for kind, distance in JOINED:
+        near = (np.bitwise_count(hashes[kind] ^ hashes[kind][first]).sum(1) <= distance) & good
+        left, right = _listed(hashes[kind], np.flatnonzero(quality >= LEAST_QUALITY), distance)
+        apart, own = np.einsum("ij,ij->i", vectors[left], vectors[right]), number[left] == number[right]
+        bare = (edit[left] == 0) & (edit[right] == 0)
+        columns[f"{kind} {distance} or cosine"] = {}
+        for least in COSINES:
+            more = apart < least
+            added = [int((more & which).sum()) for which in (own, ~own, ~own & bare)]
+            both = [a + b for a, b in zip(sums[least], added, strict=True)]
+            columns[f"{kind} {distance} or cosine"][str(least)] = _column((cosine >= least) | near, edit, names, *both)
+    return columns
+
+
+def _column(found: np.ndarray, edit: np.ndarray, names: list[str], right: int, wrong: int, photos: int) -> dict[str, Any]:
+    recall = {name: round(float(found[edit == nth].mean()), 4) for nth, name in enumerate(names) if nth}
+    return {"recall": recall, "pairs_of_one_photo": right, "pairs_of_two": wrong, "precision": round(right / max(1, right + wrong), 6), "photo_pairs": photos}
+
+
+def _semantic_pairs(vectors: np.ndarray, number: np.ndarray, plain: np.ndarray) -> dict[float, list[int]]:
+    """Pairs with at least each cosine: of one picture, of two, of two without edits."""
+    sums = {least: [0, 0, 0] for least in COSINES}
+    for start in range(0, len(vectors), 2048):
+        products = vectors[start : start + 2048] @ vectors[start:].T
+        left, right = np.nonzero(products >= COSINES[0])
+        once = left < right
+        left, right = left[once], right[once]
+        near, same = products[left, right], number[start + left] == number[start + right]
+        bare = plain[start + left] & plain[start + right]
+        for least in COSINES:
+            for nth, which in enumerate((same, ~same, ~same & bare)):
+                sums[least][nth] += int((which & (near >= least)).sum())
+    return sums
+
+
+def _listed(bits: np.ndarray, rows: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of `rows` within the distance, equal hashes too."""
+    values, which = np.unique(bits[rows], axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    members = np.split(rows[order], np.cumsum(np.bincount(which))[:-1])
+    pairs = join(list(near_pairs(values, distance)))
+    ends = [[np.repeat(members[a], len(members[b])), np.tile(members[b], len(members[a]))] for a, b in zip(pairs.left, pairs.right, strict=True)]
+    ends += [[one[a], one[b]] for one in members if len(one) > 1 for a, b in [np.triu_indices(len(one), 1)]]
+    return tuple(np.concatenate([one[side] for one in ends]) for side in (0, 1))  # type: ignore[return-value]
 
 
 def _at(bits: np.ndarray, edit: np.ndarray, number: np.ndarray, quality: np.ndarray, names: list[str], distance: int) -> dict[str, object]:
@@ -122,30 +209,34 @@ def _joined(bits: np.ndarray, number: np.ndarray, plain: np.ndarray, distance: i
     return right, wrong, photos
 
 
-def table(report: dict[str, object]) -> str:
+def table(report: dict[str, Any]) -> str:
     """Markdown: a row per edit, a column per hash and distance."""
-    columns = [(kind, str(step)) for kind, steps in DISTANCES.items() for step in steps]
+    columns = [(kind, step) for kind, steps in report.items() if isinstance(steps, dict) for step in steps]
     lines = ["| Edit | " + " | ".join(f"{kind} {step}" for kind, step in columns) + " |", "|---|" + "---|" * len(columns)]
-    first = report[columns[0][0]][columns[0][1]]["recall"]  # type: ignore[index]
+    first = report[columns[0][0]][columns[0][1]]["recall"]
     for name in first:
-        lines.append(f"| {name} | " + " | ".join(f"{report[kind][step]['recall'][name]:.3f}" for kind, step in columns) + " |")  # type: ignore[index]
+        lines.append(f"| {name} | " + " | ".join(f"{report[kind][step]['recall'][name]:.3f}" for kind, step in columns) + " |")
     for name, key in (("precision", "precision"), ("wrong pairs", "pairs_of_two"), ("of them photo with photo", "photo_pairs")):
-        lines.append(f"| {name} | " + " | ".join(str(report[kind][step][key]) for kind, step in columns) + " |")  # type: ignore[index]
+        lines.append(f"| {name} | " + " | ".join(str(report[kind][step][key]) for kind, step in columns) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of photos (Flickr8k)")
+    parser.add_argument("--photos", type=Path, help="folder of photos (Flickr8k)")
     parser.add_argument("--count", type=int, default=5000, help="the first so many by name")
+    parser.add_argument("--rendered", type=int, default=0, help="so many rendered scenes in place of photos")
+    parser.add_argument("--seconds", type=float, default=1e9, help="take no further picture after that time")
+    parser.add_argument("--clip", action="store_true", help="also the embeddings of the bundled CLIP, which knows the rendered world alone")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    photos = sorted(options.photos.glob("*.jpg"))[: options.count]
-    if not photos:
-        raise SystemExit(f"{options.photos}: no *.jpg in this folder")
-    report = measure(photos)
-    print(f"{report['photos']} photos, {report['photos_below_quality']} below quality {LEAST_QUALITY}\n\n{table(report)}")
+    found = pictures(options) if options.rendered or options.photos else []
+    if not found:
+        raise SystemExit("name a folder of *.jpg with --photos, or a number of scenes with --rendered")
+    model = open_clip.load({"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu", "batch_size": 20}) if options.clip else None
+    report = measure(found, model, options.seconds)
+    print(f"{report['photos']} pictures, {report['photos_below_quality']} below quality {LEAST_QUALITY}\n\n{table(report)}")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1))
 

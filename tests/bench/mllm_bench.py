@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,11 +67,30 @@ def vllm_spec(weights: Path, **options: Any) -> dict[str, Any]:
     return {"kind": "vllm", "weights": str(weights), "dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "kv_cache_gb": 1, **options}
 
 
+def cpu_seconds() -> dict[str, float]:
+    """Processor seconds so far of the engine's processes and of all others of this process's tree: less touched by other work on the machine
+    than times by the clock. Processes that have ended are not counted."""
+    used = {"engine": 0.0, "other": 0.0}
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            times, name = process.cpu_times(), process.name()
+        except psutil.Error:
+            continue
+        used["engine" if name.startswith("VLLM") else "other"] += times.user + times.system
+    return used
+
+
+def cpu_since(before: dict[str, float]) -> dict[str, float]:
+    now = cpu_seconds()
+    return {f"{who}_cpu_s": round(now[who] - before[who], 2) for who in before}
+
+
 def as_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run this interpreter on a script, which prints one line of JSON (engines print lines too): a fresh process and a fresh engine."""
     env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, env=env, check=False)
     if done.returncode:
         raise SystemExit(f"{Path(script).name} {' '.join(arguments)} ended with {done.returncode}")
+    print(f"{Path(script).name} {' '.join(arguments)}: {done.stdout.strip().splitlines()[-1][:400]}", file=sys.stderr, flush=True)
     found: dict[str, Any] = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
     return found

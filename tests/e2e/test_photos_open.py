@@ -35,4 +35,4 @@ def test_its_table_of_captions_gives_five_to_each_photo(tmp_path):
     found, page = run_folder(tmp_path / "run", *CAPTIONS)
     assert found["rows"]["kept"] == 119 and found["jobs"]["report"]["kept_without_text"] == 0
     assert "have no text" not in page and "further caption" in page and "cleaned" not in page.split("<pre")[0]
-    assert "<td>595</td><td>119</td>" in page
+    assert "caption beside the image, <code>alt_text</code></td><td>595</td><td>119</td>" in page

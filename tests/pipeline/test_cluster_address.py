@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import RecipeError
+from pipeline.errors import Fatal, RecipeError
 from pipeline.run import RunOptions, cluster_here, run
 from tests.pipeline.helpers import make_recipe
 
@@ -25,3 +25,14 @@ def test_a_cluster_that_the_environment_names_must_answer(monkeypatch: pytest.Mo
     assert not (tmp_path / "run").exists()
     near = run(make_recipe(["flaky"]), tmp_path / "run", RunOptions(executor="local"))
     assert sum(near.view.parts) > 0
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+
+    def late(**_: object) -> None:  # as Ray 2 does it, with no class of its own, on a machine too busy to start a node in 30 s
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(Fatal, match="run again, or with --executor local"):
+        run(make_recipe(["flaky"]), tmp_path / "run", RunOptions(executor="ray"))

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.doctor_store import object_store
+from pipeline.forgotten import Forgotten
 from pipeline.storage import ObjectPath, place_of
 from tests.pipeline.s3_server import BUCKET, S3Server
 
@@ -120,6 +121,21 @@ def test_gc_of_dead_rows_and_back(runs: tuple[str, str], s3: S3Server, tmp_path:
     again = pairmill("run", str(tmp_path / "pictures.yaml"), *IMPORT, "--out", runs[1], "--set", "rate.min=0", "--executor", "local")
     assert again.exit_code == 0 and pairmill("verify", runs[1]).exit_code == 0, again.output
     assert json.loads(s3.files("run")["dataset/manifest.json"])["counts"]["kept"] == 51
+
+
+def test_forget_takes_rows_out_of_a_run_in_object_storage(runs: tuple[str, str], s3: S3Server) -> None:
+    part = pq.read_table(Path(runs[0]) / "values/source/part-00001.parquet")["sample_id"].to_pylist()
+    for out in runs:  # one salt, so that the two can be compared
+        Forgotten(salt="00" * 16).write(place_of(out))
+    near, far = (answer("forget", out, "--id", part[3].hex(), "--id", part[7].hex(), *IMPORT, out=out) for out in runs)
+    near.pop("at"), far.pop("at")
+    assert far == near and far["rows"] == 2 and far["manifest_after"] != far["manifest_before"]
+    on_disk = {path.relative_to(runs[0]).as_posix(): path.read_bytes() for path in Path(runs[0]).rglob("*") if path.is_file()}
+    stored = s3.files("run")
+    for kind in ("dataset/", "blobs/"):
+        assert {n: data for n, data in stored.items() if n.startswith(kind)} == {n: data for n, data in on_disk.items() if n.startswith(kind)}
+    assert not [name for name, data in stored.items() if part[3] in data or part[3].hex().encode() in data]
+    assert pairmill("verify", runs[1]).exit_code == 0
 
 
 def test_a_report_of_a_run_in_object_storage(runs: tuple[str, str], s3: S3Server, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -18,7 +19,7 @@ from stages.models.tokenize import CachedTokenizer
 from stages.pretrain.data import ArraySamples, ShardDataset
 from stages.pretrain.draws import epoch_order, generator
 from stages.pretrain.errors import DataError, TrainError
-from stages.pretrain.images import ArrayImage, draw_crop, eval_view, train_view
+from stages.pretrain.images import ArrayImage, draw_crop, eval_view, open_image, train_view
 from stages.pretrain.loader import BatchLoader, Position, Views
 from stages.pretrain.objectives import make_objective
 from stages.pretrain.objectives.base import normalise
@@ -131,6 +132,16 @@ def test_jpeg_decodes_to_the_pixels_pillow_gives(dataset_dir: Path) -> None:
     index = next(i for i in range(len(data)) if data._ext[i].as_py() == "jpg")
     theirs = np.asarray(Image.open(io.BytesIO(data.image_bytes(index))).convert("RGB"))
     assert np.abs(data.image(index).decode().astype(int) - theirs.astype(int)).max() <= 2
+
+
+def test_what_the_download_takes_for_sound_can_be_trained_on() -> None:
+    whole = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    profile = b"\xff\xe2" + (20).to_bytes(2, "big") + b"ICC_PROFILE\0\x09\x01abcd"  # part 9 of 1
+    for odd in (whole[:2] + profile + whole[2:], whole.replace(b"\xff\xda", b"\xff\0\xff\xda", 1), whole + b"behind"):
+        image = open_image(odd, "jpg")
+        assert image.shape == (48, 64) and np.array_equal(image.decode(), simplejpeg.decode_jpeg(whole))
+    with pytest.raises(ValueError, match="Premature end"):
+        open_image(whole[: len(whole) // 2], "jpg").decode()
 
 
 def test_crops_have_the_distribution_of_random_resized_crop() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from stages import prompts
+from stages.models.rendering import Renderer
 from stages.pretrain.config import TrainConfig
 from stages.pretrain.dialogue import IGNORED, Dialogue, DialogueLayout, Turn
 from stages.pretrain.errors import DataError, TrainError
@@ -21,8 +23,8 @@ from stages.pretrain.trainer import train
 
 TURNS = (
     Turn("tags", "red circle, blue star, sand"),
-    Turn("score_image_text_matching", "87", {"alt_text": "a red circle"}, ((2, 12, True),)),
-    Turn("score_caption_text_quality", "63", {"alt_text": "a red circle"}, ((2, 12, True),)),
+    Turn("score_image_text_matching", "87", {"alt_text": "a red circle"}, ((2, 12, True, 4),)),
+    Turn("score_caption_text_quality", "63", {"alt_text": "a red circle"}, ((2, 12, True, 4),)),
     Turn("question", "yes", {"question": "Is there a red circle?"}),
 )
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -142,7 +144,7 @@ def test_every_turn_is_laid_out_as_the_processor_lays_out_its_single_request(lay
     images = normalise({"i": torch.from_numpy(pixels)[None]}, MEAN, STD)["i"]
     net = model.net.eval()
     with torch.no_grad():
-        ours = model.hidden(
+        ours, _ = model.hidden(
             model.image_features(images), torch.from_numpy(laid.tokens)[None], torch.from_numpy(laid.positions)[:, None],
             torch.from_numpy(laid.visible)[None, None],
         )
@@ -150,11 +152,65 @@ def test_every_turn_is_laid_out_as_the_processor_lays_out_its_single_request(lay
     assert torch.allclose(net.lm_head(ours[0, path[-1]]), logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("system_text", [True, False])
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_stage_asks_what_was_trained(turn: Turn, system_text: bool) -> None:
+    """Token ids of a request as the pipeline's engines render it are those of the lesson, marks around the text included."""
+    objective = make_objective("mllm", {"system_text": system_text})
+    processor = objective.build(TINY_MLLM).processor
+    prompt = prompts.load(turn.prompt)
+    rendered = Renderer(processor).render(prompt.system, prompt.render(**turn.fields), True)
+    image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    ids = [token for one in rendered.ids for token in ([image] * 4 if one == image else [one])]
+    assert ids == DialogueLayout(processor.tokenizer, 2, 0.0, system_text).request(turn)
+
+
 def test_claims_mark_the_last_token_of_their_words(layout: DialogueLayout, model: Mllm) -> None:
-    turn = Turn("score_image_text_matching", "50", {"alt_text": "Say: a red circle, 12 objects"}, ((5, 17, True), (19, 29, False)))
+    turn = Turn("score_image_text_matching", "50", {"alt_text": "Say: a red circle, 12 objects"}, ((5, 17, True, 4), (19, 29, False, -1)))
     laid = layout.lay([turn])
     words = model.processor.tokenizer.convert_ids_to_tokens(laid.tokens.tolist())
     assert [(words[place], laid.claims[place]) for place in np.flatnonzero(laid.claims >= 0)] == [("circle", 1.0), ("objects", 0.0)]
+    assert [(words[place], laid.claim_places[place]) for place in np.flatnonzero(laid.claim_places >= 0)] == [("circle", 4)]
+
+
+def test_attention_of_training_is_that_of_transformers(layout: DialogueLayout) -> None:
+    """Under autocast a CPU takes another way through the same attention: hidden states agree to what bfloat16 holds."""
+    torch.manual_seed(0)
+    model = build_mllm({**TINY_MLLM, "text": {**TINY_MLLM["text"], "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}}).eval()
+    laid = layout.lay(TURNS)
+    given = (torch.randn(1, 4, 64), *(torch.from_numpy(a) for a in (laid.tokens[None], laid.positions[:, None], laid.visible[None, None])))
+    with torch.no_grad():
+        plain, _ = model.hidden(*given)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            short, middle = model.hidden(*given)
+    assert (short.float() - plain).abs().max() < 0.05 * plain.abs().max() and middle.shape == (1, 4, 64)
+    seen = torch.cosine_similarity(short.float(), plain, dim=-1)
+    assert seen.min() > 0.999
+
+
+def test_image_tokens_of_one_content_differ_by_their_place_within_the_language_model() -> None:
+    """Rotary positions must tell columns apart: the heads' slow pairs would not (see _qwen2_vl_config)."""
+    model = build_mllm(TINY_MLLM)
+    turned = model.net.model.language_model.rotary_emb
+    positions = torch.tensor([[[5, 5]], [[7, 7]], [[5, 6]]])  # neighbours in a row
+    cos, sin = turned(torch.zeros(1, 2, 32), positions)
+    section = model.net.config.text_config.rope_parameters["mrope_section"]
+    angle = torch.atan2(sin, cos)[0]
+    assert sum(section) == 16 and (angle[1] - angle[0]).abs().max() > 0.1
+
+
+def test_a_start_from_the_vision_tower_alone_leaves_the_language_model_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    saved = build_mllm(TINY_MLLM)
+    save_mllm(saved, tmp_path / "export")
+    objective = make_objective("mllm", {"start": "vision", "freeze_vision": True})
+    model = objective.build({**TINY_MLLM, "text": {**TINY_MLLM["text"], "tie_word_embeddings": False}})
+    before = model.net.model.language_model.layers[0].mlp.up_proj.weight.clone()
+    objective.start_from(model, str(tmp_path / "export"))
+    assert (model.net.model.language_model.layers[0].mlp.up_proj.weight == before).all()
+    ours, theirs = model.net.model.visual.state_dict(), saved.net.model.visual.state_dict()
+    assert all(torch.equal(ours[name], tensor.half().float()) for name, tensor in theirs.items())
+    assert not any(p.requires_grad for p in model.net.model.visual.parameters()) and model.net.lm_head.weight.requires_grad
 
 
 def test_length_power_weighs_a_long_answer_less(model: Mllm) -> None:

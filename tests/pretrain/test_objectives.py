@@ -194,3 +194,15 @@ def test_build_refuses_what_is_no_pair_of_towers() -> None:
         build_clip({**TINY_CLIP, "multimodal_cfg": {}})
     with pytest.raises(TrainError, match="widht"):
         build_clip({**TINY_CLIP, "vision_cfg": {"widht": 8}})
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_losses_of_rows_average_to_the_loss_of_the_batch(name: str) -> None:
+    torch.manual_seed(0)
+    objective = make_objective(name, {})
+    model, batch = objective.tiny()
+    with torch.no_grad():
+        rows = objective.row_losses(model, batch)
+        [whole] = objective.losses(model, batch).values()
+    assert rows.shape == (8,) and float(rows.mean()) == pytest.approx(float(whole), rel=1e-5)
+    assert len(set(rows.tolist())) == 8

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,10 +21,11 @@ from safetensors.torch import load_file
 from stages.models.open_clip_loader import load_clip
 from stages.pretrain import checkpoint
 from stages.pretrain.config import TrainConfig, resolve_model
-from stages.pretrain.data import ArraySamples
+from stages.pretrain.data import ArraySamples, ShardDataset
+from stages.pretrain.draws import generator
 from stages.pretrain.errors import TrainError
-from stages.pretrain.images import ArrayImage, eval_view
-from stages.pretrain.objectives.base import TINY_CLIP, normalise
+from stages.pretrain.images import ArrayImage, eval_view, train_view
+from stages.pretrain.objectives.base import TINY_CLIP, Objective, normalise
 from stages.pretrain.trainer import train
 
 
@@ -211,3 +213,39 @@ def test_training_on_a_gpu_in_bf16_learns(tiny_config, tmp_path: Path) -> None:
     train(tiny_config(steps=40, lr=3e-3, warmup=4, device="auto"), tmp_path)
     log = lines(tmp_path)
     assert np.mean([line["loss"] for line in log[-5:]]) < 0.8 * log[0]["loss"]
+
+
+def test_losses_of_all_samples_are_those_of_loops_and_leave_the_training_as_it_is(tiny_config, tmp_path: Path) -> None:
+    """24 samples in batches of 10: the last batch of four is filled up with the first six, whose losses are not told twice."""
+    plain = train(tiny_config(batch_size=10), tmp_path / "plain")
+    config = tiny_config(batch_size=10, record_losses=True)
+    found = train(config, tmp_path / "run")
+    assert found.weights_digest == plain.weights_digest and not (tmp_path / "plain" / "losses").exists()
+    table = pq.read_table(tmp_path / "run" / "losses")
+    data = ShardDataset(config.dataset)
+    assert sorted(table["key"].to_pylist()) == sorted(data.key(i) for i in range(24))
+    clip = load_clip(str(tmp_path / "run" / "export"))
+    order = [{data.key(i): i for i in range(24)}[key] for key in table["key"].to_pylist()]
+    told = iter(table["loss"].to_pylist())
+    for first in (0, 10, 20):
+        own = order[first : first + 10]
+        rows = own + order[: 10 - len(own)]
+        views = [train_view(data.image(i), 16, generator(0, 0, data.key(i), "crop:train"), (0.9, 1.0)) for i in rows]
+        pixels = normalise({"images": torch.from_numpy(np.stack(views))}, clip.preprocess.mean, clip.preprocess.std)["images"]
+        with torch.no_grad():
+            image = torch.nn.functional.normalize(clip.model.encode_image(pixels), dim=-1).double().numpy()
+            text = torch.nn.functional.normalize(clip.model.encode_text(clip.tokenizer([data.caption(i) for i in rows])), dim=-1).double().numpy()
+            scale = float(clip.model.logit_scale.exp())
+        for at in range(len(own)):
+            across = [scale * sum(a * b for a, b in zip(image[at], text[other], strict=True)) for other in range(10)]
+            down = [scale * sum(a * b for a, b in zip(image[other], text[at], strict=True)) for other in range(10)]
+            wanted = sum(np.log(np.sum(np.exp(logits))) - logits[at] for logits in (across, down)) / 2
+            assert next(told) == pytest.approx(wanted, abs=2e-4)
+
+
+def test_losses_are_recorded_of_a_training_that_had_ended_and_refused_where_a_row_has_none(tiny_config, tmp_path: Path) -> None:
+    train(tiny_config(), tmp_path / "run")
+    again = train(tiny_config(record_losses=True), tmp_path / "run")
+    assert again.resumed_from == again.steps and pq.read_table(tmp_path / "run" / "losses").num_rows == 24
+    with pytest.raises(TrainError, match="Toy has no loss per sample"):
+        type("Toy", (Objective,), {"collate": None, "losses": None})(Objective.Config()).row_losses(None, {})

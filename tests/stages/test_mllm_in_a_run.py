@@ -268,6 +268,32 @@ def test_vllm_and_transformers_give_the_same_greedy_run(tmp_path: Path, folder: 
     assert all(row["image_text_matching"] is not None for row in values(tmp_path / "vllm", "mllm_score"))
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllm_in_an_actor_answers_all_workers_and_ends_with_the_run(tmp_path: Path, folder: Path, vllm_spec: dict[str, Any]) -> None:
+    """One engine in a Ray actor, with the parts of two workers in flight: the greedy answers of an engine in this process, and no process left."""
+    psutil = pytest.importorskip("psutil")
+    pytest.importorskip("ray")
+    stages = ["read_images", {"mllm_score": {"guided": True, "thresholds": {}}}, {"caption": {"max_tokens": 12, "min_tokens": 12}}, "select"]
+    before = _engines(psutil)
+    result = go(recipe(folder, {**vllm_spec, "placement": "actor"}, stages), tmp_path / "ray", "ray")
+    assert result.tally.computed["caption"] == 60 and result.tally.calls["mllm_score"] == 240 and result.tally.tokens["caption"][1] == 60 * 12
+    until = time.monotonic() + 20
+    while time.monotonic() < until and (left := _engines(psutil) - before):
+        time.sleep(0.2)
+    assert not left, "the actor's engine ended with the stages"
+    go(recipe(folder, vllm_spec, stages), tmp_path / "local")
+    for stage, column in (("mllm_score", "image_text_matching"), ("caption", "text")):
+        ours, theirs = values(tmp_path / "ray", stage, column), values(tmp_path / "local", stage, column)
+        same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+        assert same >= 0.95 * len(ours), f"{stage}: {same} of {len(ours)}"
+
+
+def _engines(psutil: Any) -> set[int]:
+    return {process.pid for process in psutil.process_iter(["name"]) if process.info["name"].startswith("VLLM")}
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_hostile_rows_have_their_outcome_with_vllm(tmp_path: Path, vllm_spec: dict[str, Any]) -> None:

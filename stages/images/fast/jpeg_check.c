@@ -5,10 +5,11 @@
  * libjpeg, never wider: ITU T.81 annexes B, C and F, with the further limits of libjpeg-turbo's jdmarker.c and jdhuff.c.
  *
  * Two things make it fast. One look into a table of 12 bits tells the length of as many whole codes as lie in them, for of a
- * coefficient's own bits only the number counts. And one thread reads at two places: a second reader starts in the middle, at a
- * guess, and notes where each of its MCUs begins; streams of Huffman codes fall into step by themselves. Where an MCU of the first
- * reader begins at a bit at which one of the second's began, what follows is what the second has read: nothing that is checked
- * here carries over from one MCU to the next. Where that never happens, the first reads everything.
+ * coefficient's own bits only the number counts. And one thread reads at three places in turns, since one look waits for the one
+ * before: two further readers start at a third and two thirds, at a guess, and note where each of their MCUs begins; streams of
+ * Huffman codes fall into step by themselves. Where an MCU of the first reader begins at a bit at which one of the second's began,
+ * what follows is what the second has read: nothing that is checked here carries over from one MCU to the next. Where that never
+ * happens, the first reads everything.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -22,7 +23,7 @@
 #define MAX_COMPONENT_BLOCKS (1u << 20) /* sums of DC values, at most 2047 each, stay below 2^31, beyond which libjpeg refuses */
 #define MAX_BYTES ((size_t)1 << 28)     /* places in bits fit into 32 bits */
 #define PAD (MAX_MCU_BLOCKS * 256 + 16) /* a block has at most (16 + 11) + 63 * (16 + 15) < 2048 bits */
-#define SPLIT_BYTES 2048                /* less is not worth a second reader */
+#define SPLIT_BYTES 2048                /* less is not worth further readers */
 
 /* An entry of a table: in the low 6 bits how many bits are read, above them by how many coefficients the block advances. */
 #define ENTRY(bits, advance) ((bits) | (advance) << 6)
@@ -231,52 +232,100 @@ static inline __attribute__((always_inline)) int read_rest(const Jpeg *jpeg, Rea
     }
 }
 
-/* Two readers, see the head of this file. `begins`: room for `mcus` + 1 places. */
-static inline __attribute__((always_inline)) int read_by_two(const Jpeg *jpeg, uint32_t mcus, uint32_t *begins) {
-    Reader first = {0, 0, 0, 0, NULL}, second = {jpeg->end / 16 * 8, 0, 0, 0, NULL};
-    uint32_t seen = 0; /* MCUs of the second reader that begin before the first reader's present one */
-    int state = begin_block(jpeg, &first), guess, reads = 1;
-    begins[0] = (uint32_t)second.place;
-    guess = begin_block(jpeg, &second);
+/* A reader that began at a guess, the places at which its MCUs began, and how many of them lie before the reader it runs ahead of. */
+typedef struct {
+    Reader reader;
+    int state, reads;
+    uint32_t *begins, seen; /* room for as many places as there are MCUs, and one */
+} Guess;
+
+static inline __attribute__((always_inline)) Guess guess_at(const Jpeg *jpeg, uint64_t place, uint32_t *begins) {
+    Guess guess = {{place, 0, 0, 0, NULL}, GOES_ON, 1, begins, 0};
+    begins[0] = (uint32_t)place;
+    guess.state = begin_block(jpeg, &guess.reader);
+    return guess;
+}
+
+/* What follows where a guess has read an MCU, or something odd: then it is not in step, and begins again one bit further. */
+static inline __attribute__((always_inline)) void guess_on(const Jpeg *jpeg, Guess *guess, uint32_t mcus) {
+    Reader *reader = &guess->reader;
+    if (guess->state == MCU_READ && reader->mcus < mcus) {
+        guess->begins[reader->mcus] = (uint32_t)reader->place;
+        if (at_end(jpeg, reader))
+            guess->reads = 0;
+        else
+            guess->state = begin_block(jpeg, reader);
+        return;
+    }
+    *guess = guess_at(jpeg, (uint64_t)guess->begins[0] + 1, guess->begins);
+    guess->reads = reader->place + 64 < jpeg->end;
+}
+
+/* 1 where the guess began one of its MCUs at this place. */
+static inline __attribute__((always_inline)) int in_step(Guess *guess, uint64_t place) {
+    while (guess->seen <= guess->reader.mcus && guess->begins[guess->seen] < place)
+        guess->seen++;
+    return guess->seen <= guess->reader.mcus && guess->begins[guess->seen] == place;
+}
+
+/* `lead` to the end of `mcus` MCUs, with the help of a guess. */
+static inline __attribute__((always_inline)) int read_by_two(const Jpeg *jpeg, Reader lead, int state, Guess guess, uint32_t mcus, uint32_t most) {
+    for (;;) {
+        if (state == GOES_ON)
+            state = read_on(jpeg, &lead);
+        if (guess.reads && guess.state == GOES_ON)
+            guess.state = read_on(jpeg, &guess.reader);
+        if (__builtin_expect(state == GOES_ON && guess.state == GOES_ON, 1))
+            continue;
+        if (guess.reads && guess.state != GOES_ON)
+            guess_on(jpeg, &guess, most);
+        if (state == ODD)
+            return 0;
+        if (state == MCU_READ) {
+            if (lead.mcus >= mcus)
+                return lead.mcus == mcus && at_end(jpeg, &lead);
+            if (in_step(&guess, lead.place))
+                return read_rest(jpeg, &guess.reader, guess.state, mcus - lead.mcus + guess.seen);
+            state = begin_block(jpeg, &lead);
+        }
+    }
+}
+
+/* Three readers, see the head of this file. `begins`: room for twice `mcus` + 1 places. */
+static inline __attribute__((always_inline)) int read_by_three(const Jpeg *jpeg, uint32_t mcus, uint32_t *begins) {
+    Reader first = {0, 0, 0, 0, NULL};
+    int state = begin_block(jpeg, &first);
+    Guess second = guess_at(jpeg, jpeg->end / 24 * 8, begins), third = guess_at(jpeg, jpeg->end / 12 * 8, begins + mcus + 1);
     for (;;) {
         if (state == GOES_ON)
             state = read_on(jpeg, &first);
-        if (reads && guess == GOES_ON)
-            guess = read_on(jpeg, &second);
-        if (__builtin_expect(state == GOES_ON && guess == GOES_ON, 1))
+        if (second.reads && second.state == GOES_ON)
+            second.state = read_on(jpeg, &second.reader);
+        if (third.reads && third.state == GOES_ON)
+            third.state = read_on(jpeg, &third.reader);
+        if (__builtin_expect((state | second.state | third.state) == GOES_ON, 1))
             continue;
-        if (reads && guess == MCU_READ && second.mcus < mcus) {
-            begins[second.mcus] = (uint32_t)second.place;
-            if (at_end(jpeg, &second))
-                reads = 0;
-            else
-                guess = begin_block(jpeg, &second);
-        } else if (reads && guess != GOES_ON) { /* not in step: another guess, one bit further */
-            second.place = (uint64_t)begins[0] + 1;
-            second.mcus = seen = second.block = 0;
-            begins[0] = (uint32_t)second.place;
-            guess = begin_block(jpeg, &second);
-            reads = second.place + 64 < jpeg->end;
-        }
+        if (second.reads && second.state != GOES_ON)
+            guess_on(jpeg, &second, mcus);
+        if (third.reads && third.state != GOES_ON)
+            guess_on(jpeg, &third, mcus);
         if (state == ODD)
             return 0;
         if (state == MCU_READ) {
             if (first.mcus == mcus)
                 return at_end(jpeg, &first);
-            while (seen <= second.mcus && begins[seen] < first.place)
-                seen++;
-            if (seen <= second.mcus && begins[seen] == first.place)
-                return read_rest(jpeg, &second, guess, mcus - first.mcus + seen);
+            if (in_step(&second, first.place))
+                return read_by_two(jpeg, second.reader, second.state, third, mcus - first.mcus + second.seen, mcus);
             state = begin_block(jpeg, &first);
         }
     }
 }
 
-/* The entropy-coded data of one interval: `mcus` MCUs and nothing else. `begins`: room for `mcus` + 1 places. */
+/* The entropy-coded data of one interval: `mcus` MCUs and nothing else. `begins`: room for twice `mcus` + 1 places. */
 static inline __attribute__((always_inline)) int read_interval(const Jpeg *jpeg, uint32_t mcus, uint32_t *begins) {
     Reader reader = {0, 0, 0, 0, NULL};
     if (jpeg->end >= 8 * SPLIT_BYTES)
-        return read_by_two(jpeg, mcus, begins);
+        return read_by_three(jpeg, mcus, begins);
     return read_rest(jpeg, &reader, begin_block(jpeg, &reader), mcus);
 }
 
@@ -328,7 +377,7 @@ static void give_back_much(void **buffer, size_t *has) {
     *has = 0;
 }
 
-/* The scan, which begins at `from`, interval after interval. `bits`: room for `size` + PAD bytes, `begins` for `mcus` + 1 places. */
+/* The scan, which begins at `from`, interval after interval. `bits`: room for `size` + PAD bytes, `begins` for twice `mcus` + 1 places. */
 static int read_scan(Jpeg *jpeg, const uint8_t *from, size_t size, uint32_t mcus, uint8_t *bits, uint32_t *begins) {
     for (unsigned restarts = 0;; restarts = (restarts + 1) & 7) {
         size_t copied, used = unstuff(from, size, bits, &copied);
@@ -352,7 +401,7 @@ static int read_scan(Jpeg *jpeg, const uint8_t *from, size_t size, uint32_t mcus
 
 static int check_scan(Jpeg *jpeg, Kept *kept, const uint8_t *from, size_t size, uint32_t mcus) {
     uint8_t *bits = with_room((void **)&kept->bits, &kept->bits_size, size + PAD);
-    uint32_t *begins = with_room((void **)&kept->begins, &kept->begins_size, sizeof(uint32_t) * ((size_t)mcus + 1));
+    uint32_t *begins = with_room((void **)&kept->begins, &kept->begins_size, 2 * sizeof(uint32_t) * ((size_t)mcus + 1));
     int sound = bits && begins && read_scan(jpeg, from, size, mcus, bits, begins);
     give_back_much((void **)&kept->bits, &kept->bits_size);
     give_back_much((void **)&kept->begins, &kept->begins_size);

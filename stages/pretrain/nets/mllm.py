@@ -24,13 +24,17 @@ from stages.pretrain.nets.word_tokenizer import IMAGE, PAD, TURN_END, VIDEO, VIS
 # in a folder of their own: vLLM takes every safetensors file beside config.json for weights of the model
 HEADS_NAME = "training/heads.safetensors"
 _VOCABULARIES = Path(__file__).parent.parent / "recipes"
-_MODEL_KEYS = ("image_size", "vocabulary", "text", "vision", "image_heads", "claim_head")
+_MODEL_KEYS = ("image_size", "vocabulary", "text", "vision", "image_heads", "place_heads", "claim_head", "claim_place_head")
+PLACE_LAYER = 2
+"""Image tokens are asked where they are behind this layer of the language model: early enough for the texts behind them to use it."""
 
 
 class Mllm(nn.Module):
     """The model (`net`, a Qwen2VLForConditionalGeneration), its processor, and heads that only the training uses.
 
-    `image_heads` classify image tokens (name -> number of classes), `claim_head` says whether a claim of a text is true.
+    `image_heads` classify image tokens as the vision tower gives them (name -> number of classes), `place_heads` those behind
+    layer PLACE_LAYER of the language model, which alone knows places; `claim_head` says whether a claim of a text is true, `claim_place_head` in which cell
+    stands the object that it means.
     """
 
     def __init__(self, net: Any, processor: Any, model_cfg: dict[str, Any]) -> None:
@@ -38,8 +42,11 @@ class Mllm(nn.Module):
         self.net: Any = net
         self.processor, self.model_cfg = processor, model_cfg
         width = net.config.text_config.hidden_size
-        self.image_heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in model_cfg.get("image_heads", {}).items()})
+        self.image_heads, self.place_heads = (
+            nn.ModuleDict({name: nn.Linear(width, n) for name, n in model_cfg.get(key, {}).items()}) for key in ("image_heads", "place_heads")
+        )
         self.claim_head = nn.Linear(width, 1) if model_cfg.get("claim_head") else None
+        self.claim_place_head = nn.Linear(width, model_cfg["claim_place_head"]) if model_cfg.get("claim_place_head") else None
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """Image tokens [B, P, W] of images float [B, 3, S, S], normalised."""
@@ -48,30 +55,45 @@ class Mllm(nn.Module):
         grid = torch.tensor([[1, side, side]] * len(images), device=images.device)
         return self.net.model.visual(patches, grid_thw=grid).pooler_output.view(len(images), -1, self.net.config.text_config.hidden_size)
 
-    def hidden(self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [B, L, W] of token ids [B, L] in which each image placeholder is one row of `features`.
+    def hidden(
+        self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states [B, L, W] of token ids [B, L] in which each image placeholder is one row of `features`, and those of
+        the image tokens behind layer PLACE_LAYER, [B, P, W].
 
         `positions` int64 [3, B, L] (time, height, width), `mask` bool [B, 1, L, L]: True where a token sees another.
         """
         embedded = self.net.get_input_embeddings()(tokens)
-        places = (tokens == self.net.config.image_token_id)[..., None].expand_as(embedded)
-        embedded = embedded.masked_scatter(places, features.to(embedded.dtype))
-        out = self.net.model.language_model(inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False)
-        return out.last_hidden_state
+        image = tokens == self.net.config.image_token_id
+        embedded = embedded.masked_scatter(image[..., None].expand_as(embedded), features.to(embedded.dtype))
+        middle: list[torch.Tensor] = []
+        layers = self.net.model.language_model.layers
+        hook = layers[min(PLACE_LAYER, len(layers)) - 1].register_forward_hook(lambda _, __, out: middle.append(out[0] if isinstance(out, tuple) else out))
+        try:
+            out = self.net.model.language_model(inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False)
+        finally:
+            hook.remove()
+        return out.last_hidden_state, middle[0][image].view(features.shape)
 
 
-def _float32_attention(
+def _short_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in float32 also under autocast: on a CPU the backward pass of PyTorch's bfloat16 attention takes several times
-    as long as that of float32, while the matrix products beside it are twice as fast."""
+    """Attention of training on a CPU: plain batched products. At a few hundred tokens and 32 channels per head they take half the
+    time of PyTorch's fused kernels, whose backward pass in bfloat16 is several times slower still."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    with torch.autocast("cpu", enabled=False):
-        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
-    return out.to(query.dtype), None
+    batch, heads, length, width = query.shape
+    scale = options.get("scaling") or width**-0.5
+    q, k, v = (x.to(torch.bfloat16).reshape(batch * heads, -1, width) for x in (query * scale, key, value))
+    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, -1)
+    if attention_mask is not None:
+        scores.add_(torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill(~attention_mask, -1e4))
+    shares = scores.softmax(dim=-1, dtype=scores.dtype).view(batch * heads, length, -1)
+    out = torch.bmm(shares, v).view(batch, heads, length, width)
+    return out.transpose(1, 2).contiguous().to(query.dtype), None
 
 
 class _FlatPatchEmbed(nn.Module):
@@ -103,7 +125,7 @@ def build_mllm(model_cfg: dict[str, Any]) -> Mllm:
 
     `model_cfg`: `image_size` (pixels, square), `vocabulary` (name of a list that comes with the package, or path of a text
     file, one word a line), `text` and `vision` (transformers' Qwen2VLTextConfig and Qwen2VLVisionConfig), and for the
-    training-only heads `image_heads` and `claim_head`.
+    training-only heads `image_heads`, `place_heads`, `claim_head` and `claim_place_head`.
     Raises TrainError for an unknown key or sizes that do not fit.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, Qwen2VLForConditionalGeneration
@@ -119,15 +141,30 @@ def build_mllm(model_cfg: dict[str, Any]) -> Mllm:
     if model_cfg["image_size"] % unit:
         raise TrainError(f"option model: image_size {model_cfg['image_size']} is no multiple of {unit} (patch_size x spatial_merge_size)")
     net = Qwen2VLForConditionalGeneration(config)
-    for parameter in net.model.visual.parameters():  # transformers starts all matrices at 0.02, which suits wide towers only
-        if parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=(parameter[0].numel()) ** -0.5 * 0.8)
+    _start_matrices(net)
     net.generation_config.update(eos_token_id=config.text_config.eos_token_id, pad_token_id=config.text_config.pad_token_id, bos_token_id=None, do_sample=False)
-    AttentionInterface.register("float32_sdpa", _float32_attention)
-    AttentionMaskInterface.register("float32_sdpa", sdpa_mask)
-    net.set_attn_implementation("float32_sdpa")
+    AttentionInterface.register("short", _short_attention)
+    AttentionMaskInterface.register("short", sdpa_mask)
+    net.set_attn_implementation("short")
     net.model.visual.patch_embed = _FlatPatchEmbed(net.model.visual.patch_embed.proj)
     return Mllm(net, make_processor(tokenizer, config, model_cfg["image_size"]), model_cfg)
+
+
+def _start_matrices(net: Any) -> None:
+    """Random matrices whose outputs are as large as their inputs; transformers starts all at 0.02, which suits wide models only.
+
+    Words are as large as what the vision tower makes of an image: in one stream with them, small ones would be drowned.
+    """
+    for parameter in net.model.visual.parameters():
+        if parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=(parameter[0].numel()) ** -0.5 * 0.8)
+    layers = net.model.language_model.layers
+    for name, parameter in layers.named_parameters():
+        if parameter.ndim >= 2:
+            into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * 0.8 * ((2 * len(layers)) ** -0.5 if into_stream else 1.0))
+    if not net.config.tie_word_embeddings:
+        nn.init.normal_(net.get_input_embeddings().weight, std=1.0)
 
 
 def read_vocabulary(name: str) -> list[str]:
@@ -146,8 +183,11 @@ def _qwen2_vl_config(model_cfg: Mapping[str, Any], tokenizer: Any) -> Any:
     text = {"tie_word_embeddings": True, "max_position_embeddings": 2048, **model_cfg["text"]}
     text |= {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": ids(TURN_END), "pad_token_id": ids(PAD)}
     head = text["hidden_size"] // text["num_attention_heads"]
-    # Qwen2-VL gives a quarter of the rotary pairs to time and three eighths each to height and width
-    text.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16]})
+    # Qwen2-VL's shares of the rotary pairs (time a quarter, height and width three eighths each, width the slowest) suit heads of
+    # 64 pairs. With 16 of them neighbouring columns would differ by 0.003 radians at most, and no token could tell left from right
+    pairs = head // 2
+    shares = [pairs // 16, pairs // 8, pairs - pairs // 16 - pairs // 8]
+    text.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": shares})
     vision = {"temporal_patch_size": 1, **model_cfg["vision"], "hidden_size": text["hidden_size"]}
     return Qwen2VLConfig(
         text_config=text, vision_config=vision, image_token_id=ids(IMAGE), video_token_id=ids(VIDEO),
@@ -193,15 +233,18 @@ def _write(model: Mllm, folder: Path, heads: bool) -> None:
         save_file(kept, folder / HEADS_NAME)
 
 
-def load_weights(model: Mllm, folder: Path) -> None:
-    """Start `model` from what `save_mllm` wrote. Raises TrainError where the weights do not fit."""
+def load_weights(model: Mllm, folder: Path, vision_only: bool = False) -> None:
+    """Start `model`, or its vision tower alone, from what `save_mllm` wrote. Raises TrainError where the weights do not fit."""
     from transformers import Qwen2VLForConditionalGeneration
 
     if not (folder / "config.json").is_file():
         raise TrainError(f"option init: {folder} is no folder of an exported MLLM (config.json is missing)")
     saved = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     try:
-        model.net.load_state_dict(saved.state_dict())
+        if vision_only:
+            model.net.model.visual.load_state_dict(saved.model.visual.state_dict())
+        else:
+            model.net.load_state_dict(saved.state_dict())
         if (folder / HEADS_NAME).is_file():
             model.load_state_dict(load_file(folder / HEADS_NAME), strict=False)
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from torch import nn
 
 from stages.models.open_clip_loader import Preprocess
 from stages.models.tokenize import CachedTokenizer, tokenizer_for
+from stages.pretrain.errors import TrainError
 from stages.pretrain.export import export_clip, preprocess_dict
 from stages.pretrain.nets.towers import ClipTowers, build_clip, start_from_clip
 
@@ -96,6 +97,12 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Scalar losses of this rank's rows by name, already weighted: their sum is what is minimised."""
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The loss of each row of a batch, float32 [B]: what tells noisy pairs from clean ones after a short training (`record_losses`).
+
+        Raises TrainError where an objective does not say what one row's loss is."""
+        raise TrainError(f"option record_losses: {type(self).__name__} has no loss per sample; clip and siglip have one")
 
     def metrics(self, model: Any) -> dict[str, float]:
         """Further figures for the log."""

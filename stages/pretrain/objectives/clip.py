@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from open_clip.loss import ClipLoss
 from torch import nn
+from torch.nn import functional
 
 from stages.pretrain import dist
 from stages.pretrain.draws import generator
@@ -63,6 +64,13 @@ class ClipObjective(Objective):
         out = model(batch["images"], batch["tokens"])
         loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=dist.rank(), world_size=dist.world_size())
         return {"contrastive": loss(out.image_global, out.text_global, out.logit_scale)}
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean of both directions' cross-entropies of each row among this batch's."""
+        out = model(batch["images"], batch["tokens"])
+        logits = (out.logit_scale * out.image_global @ out.text_global.T).float()
+        own = torch.arange(len(logits), device=logits.device)
+        return sum(functional.cross_entropy(one, own, reduction="none") for one in (logits, logits.T)) / 2  # type: ignore[return-value]
 
     def metrics(self, model: Any) -> dict[str, float]:
         return {"logit_scale": float(model.clip.logit_scale.detach().exp())}

@@ -10,6 +10,7 @@ import torch
 from open_clip.loss import SigLipLoss
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 
 from stages.pretrain import dist
 from stages.pretrain.nets.towers import ClipTowers
@@ -55,6 +56,13 @@ class SiglipObjective(Objective):
         out = model(batch["images"], batch["tokens"])
         loss = SigLipLoss(rank=dist.rank(), world_size=dist.world_size())
         return {"sigmoid": loss(out.image_global, out.text_global, out.logit_scale, out.logit_bias)}
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean over both directions of the row's own term and those with all others of this batch."""
+        out = model(batch["images"], batch["tokens"])
+        logits = (out.logit_scale * out.image_global @ out.text_global.T + out.logit_bias).float()
+        terms = -functional.logsigmoid(logits * (2 * torch.eye(len(logits), device=logits.device) - 1))
+        return (terms.sum(dim=0) + terms.sum(dim=1)) / 2
 
     def metrics(self, model: Any) -> dict[str, float]:
         return {

@@ -43,6 +43,7 @@ def columns_of(seed: int, width: int) -> dict[str, pa.Array]:
         "width": some(draw.choice([100, 200], ROWS).tolist(), pa.int32()),
         "height": some(draw.choice([100, 150], ROWS).tolist(), pa.int32()),
         "texts": pa.array([f"text {n}" for n in range(ROWS)]),
+        "semantic_evidence": pa.nulls(ROWS),
     }
 
 
@@ -70,7 +71,7 @@ def evidence_of(columns: dict[str, pa.Array], alive: np.ndarray, names: list[str
 
 @pytest.mark.parametrize(("width", "distance"), [(8, 4), (8, 12), (32, 20)])
 def test_whole_columns_give_what_the_queries_give(width: int, distance: int) -> None:
-    scalars = ["dup_of", "kind", "distance", "dup_component"]
+    scalars = ["dup_of", "kind", "distance", "cosine", "dup_component"]
     for seed in range(2):
         columns = columns_of(seed, width)
         near = NearDup(NearDup.Params(by="phash" if width == 8 else "pdq", search_distance=distance))
@@ -109,5 +110,7 @@ def test_without_hashes_equal_bytes_decide() -> None:
     alive = np.random.default_rng(1).random(ROWS) < 0.8
     told = Dedup(Dedup.Params()).resolve_columns(evidence_of(columns, alive, ["kind", "dup_of"], {}))
     assert told is not None
+    embedded = {**columns, "semantic_evidence": pa.array([{"within": 0.9}] * ROWS)}
+    assert Dedup(Dedup.Params()).resolve_columns(evidence_of(embedded, alive, ["kind", "dup_of"], {})) is None
     expected = by_query(Dedup(Dedup.Params()), columns, alive, ["kind", "dup_of"])
     assert [kind if lives else None for kind, lives in zip(told["kind"].to_pylist(), alive, strict=True)] == expected["kind"].to_pylist()

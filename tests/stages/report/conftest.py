@@ -75,13 +75,14 @@ def make_run(tmp_path: Path) -> Callable[..., RunView]:
 
     def make(rows: list[dict[str, Any]], folder: str = "run", rows_per_part: int = 40, column: str = "note", between: tuple = (), min: float = 0.5,
              jobs: tuple = ("write_shards",), name: str = "toy", file_name: str = "rows.json", late: bool = False,
-             first: str | None = "paint") -> RunView:  # fmt: skip
+             first: str | None = "paint", models: dict[str, Any] | None = None, after: tuple = ()) -> RunView:  # fmt: skip
         file = tmp_path / file_name
         file.write_text(json.dumps(rows))
         recipe = build_recipe(
             {
                 "name": name, "input": {"kind": "given_rows", "file": str(file), "column": column, "rows_per_part": rows_per_part},
-                "stages": [*([first] if first else []), *between, {"grade": {"min": min}}], "jobs": list(jobs), "decide": "late" if late else "early",
+                "stages": [*([first] if first else []), *between, {"grade": {"min": min}}, *after], "jobs": list(jobs), "decide": "late" if late else "early",
+                **({"models": models} if models else {}),
             }
         )  # fmt: skip
         run(recipe, tmp_path / folder, RunOptions(executor="local"))

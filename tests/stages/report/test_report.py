@@ -16,6 +16,7 @@ from pipeline.errors import Fatal, RecipeError
 from pipeline.run import open_run
 from pipeline.store import VALUES
 from pipeline.summary import account
+from schemas.dataset import Manifest
 from stages.report import facts, job
 from stages.report.collect import Collector, Group, Limits
 from stages.report.job import MAX_PAGE_BYTES, ReportParams, write_report
@@ -168,6 +169,23 @@ def test_captions_stand_beside_the_alt_text(make_run, plain_rows, read_page) -> 
     assert "captioner (painter-1)" in page.by_id["texts"] and "caption of thing number" in page.by_id["texts"]
 
 
+def test_what_a_captioner_wrote_stands_beside_the_alt_text_and_is_counted(make_run, plain_rows, read_page) -> None:
+    run = make_run(plain_rows(30), between=({"caption_short": {"use": "caption"}},), models={"mllm": {"kind": "fake"}})
+    page = read_page(Path(write_report(run)["report"]))
+    width = next(len(cells) for cells in page.cells if cells and cells[0] == "captioner")
+    (line,) = [cells for cells in page.cells if len(cells) == width and cells[0] == "caption_short"]
+    written = [text for part in range(len(run.parts)) for text in written_texts(run, part)]
+    assert number(line[1]) == len(written) > 3
+    assert "caption_short (fake)" in page.by_id["texts"] + page.text and written[0] in page.text
+
+
+def written_texts(run, part: int) -> list[str]:
+    """Captions of the kept rows of a part."""
+    view = run.view(part)
+    texts = view.masked(run.chain.find_column("caption_short.text")).to_pylist()
+    return [text for text, fate in zip(texts, run.final(view).to_pylist(), strict=True) if text and fate["status"] == 0]
+
+
 def test_truth_gives_precision_and_recall(make_run, plain_rows, read_page, tmp_path) -> None:
     rows = plain_rows(200)
     run = make_run(rows)
@@ -186,6 +204,27 @@ def test_truth_gives_precision_and_recall(make_run, plain_rows, read_page, tmp_p
         write_report(run, ReportParams(truth=str(truth)))
     with pytest.raises(RecipeError, match="cannot read"):
         write_report(run, ReportParams(truth=str(tmp_path / "none.parquet")))
+
+
+def test_a_later_filter_is_held_against_the_wrong_texts_that_reached_it(make_run, plain_rows, tmp_path) -> None:
+    """Rows whose text the truth calls wrong may be found by the CLIP score or, behind it, by the MLLM."""
+    from stages.demo.mllm_truth import score_filter
+    from stages.demo.truth import score_rules
+
+    scored = {"mllm_score": {"aspects": ["image_text_matching"], "thresholds": {"image_text_matching": 50}}}
+    run = make_run(plain_rows(200), after=(scored,), models={"mllm": {"kind": "fake"}})
+    truth = tmp_path / "truth.parquet"
+    expected = ["low_clip" if i % 3 == 0 else "" for i in range(200)]
+    pq.write_table(pa.table({"expected_reason": expected, "original_row": pa.array([-1] * 200)}), truth)
+    reasons = [reason or "" for part in range(len(run.parts)) for reason in run.final(run.view(part))["reason"].to_pylist()]
+    rules = {rule.reason: rule for rule in score_rules(run, truth)}
+    both = [want == "low_clip" and got == "low_mllm" for want, got in zip(expected, reasons, strict=True)]
+    left = [want == "low_clip" and got in ("", "low_mllm") for want, got in zip(expected, reasons, strict=True)]
+    assert (rules["low_mllm"].planted, rules["low_mllm"].taken, rules["low_mllm"].right) == (sum(left), reasons.count("low_mllm"), sum(both))
+    assert 5 < sum(both) < sum(left) and rules["low_clip"].planted == expected.count("low_clip")
+    found = score_filter(run, truth)
+    assert found is not None and (found.wrong, found.taken, found.right) == (sum(left), reasons.count("low_mllm"), sum(both))
+    assert found.scored == reasons.count("") + reasons.count("low_mllm")
 
 
 def test_auc_of_scores_where_rows_were_corrupted(make_run, plain_rows, read_page) -> None:
@@ -260,3 +299,18 @@ def test_command_line(make_run, plain_rows, tmp_path) -> None:
     next((run.root / "verdicts" / "grade").glob("*.parquet")).unlink()
     done = CliRunner().invoke(app, ["report", str(run.root), *toys])
     assert done.exit_code == 1 and "not finished" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_head_and_tail_of_a_balance_stand_on_the_page_and_in_json(make_run, read_page) -> None:
+    rows = [{"url": f"https://web.example/{i}", "alt_text": f"thing {i}", "note": f"kind {i % 3 if i < 60 else 9}", "score": 0.9} for i in range(100)]
+    run = make_run(rows, between=({"balance": {"caps": [{"by": "note", "max": 25}]}},))
+    wanted = [["kind 9", 40, 25], ["kind 0", 20, 20], ["kind 1", 20, 20], ["kind 2", 20, 20]]
+    told = write_report(run)
+    [rule] = told["balance"]["balance"]
+    assert rule["head"] == wanted and rule["bands"] == [[10, 99, 4, 100, 85]] and (rule["before"], rule["after"]) == (100, 85)
+    page = read_page(Path(told["report"]))
+    assert ["kind 9", "40", "25", "62.5%"] in page.cells and ["all 4 groups of 10 to 99 rows", "100", "85", "85.0%"] in page.cells
+    assert json.loads(page.by_id["data"])["balance"] == told["balance"]
+    assert account(run)["by_reason"]["dropped"] == [{"stage": "balance", "reason": "balanced_out", "rows": 15}]
+    manifest = json.loads((run.dataset / "manifest.json").read_text())
+    assert manifest["facts"]["balance"]["balance"] == told["balance"]["balance"] and Manifest.load(run.dataset).facts == manifest["facts"]

@@ -150,7 +150,7 @@ def test_nothing_is_written_when_nothing_changed(make_recipe: MakeRecipe, tmp_pa
     shutil.rmtree(tmp_path / "blobs")  # the images of shards that stay are never read again
     shutil.rmtree(tmp_path / "jobs")
     again = run(make_recipe(), tmp_path, LOCAL)
-    assert summary(again)["groups_written"] == 4 and summary(again)["files_replaced"] == 0
+    assert summary(again)["groups_written"] == 4 and summary(again)["files_placed"] == 0
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*") if path.is_file()} == before
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_tar_is_made_again_and_foreign_files_stay(make_recipe: MakeRec
     (dataset / "shards/train-00003.parquet").unlink()
     (dataset / "shards/train-00077.tar").write_bytes(b"left over")
     result = run(make_recipe(), tmp_path, LOCAL)
-    assert summary(result)["files_replaced"] == 2 and file_bytes(dataset) == before
+    assert summary(result)["files_placed"] == 2 and file_bytes(dataset) == before
     (dataset / "shards/notes.txt").write_text("mine")
     run(make_recipe(min=0.2), tmp_path, LOCAL)
     assert (dataset / "shards/notes.txt").read_text() == "mine"

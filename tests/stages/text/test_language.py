@@ -14,7 +14,7 @@ import pytest
 from stages.demo.captions import caption_for
 from stages.demo.languages import LANGUAGES, translate
 from stages.demo.scenes import draw_scene
-from stages.text.language import CANDIDATES, UNKNOWN, han_count, identify
+from stages.text.language import CANDIDATES, UNKNOWN, _without_model, han_count, identify, identify_all
 
 # Ten short sentences (2 to 8 words) with the same meanings in 16 languages.
 SENTENCES: dict[str, list[str]] = {
@@ -287,6 +287,21 @@ def test_candidates_limit_the_answer() -> None:
     assert set(SENTENCES) <= set(CANDIDATES)
     with pytest.raises(ValueError, match="xx"):
         identify("a text", ("en", "xx"))
+
+
+def test_many_texts_at_once_get_the_answers_of_the_library() -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    library = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    library.set_languages(CANDIDATES)
+    texts = [text for some in SENTENCES.values() for text in some]
+    texts += [text[:cut] for text in texts for cut in (1, 2, 9)] + ["", "A", "42 x", "e\u0301te\u0301", "\ud800 lone", "TWO DOGS", "a dog", "a dog"]
+    found = identify_all(texts)
+    assert found == [identify(text) for text in texts]
+    asked = [(text, answer) for text, answer in zip(texts, found, strict=True) if _without_model(text) is None]
+    told = [library.classify(text) for text, _ in asked]
+    assert len(asked) > 200 and [answer for _, answer in asked] == [(language, round(score, 4)) for language, score in told]
+    assert identify_all([]) == []
 
 
 def test_long_texts_cost_no_more_than_their_start() -> None:

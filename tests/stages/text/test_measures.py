@@ -139,14 +139,14 @@ def test_shares_and_entropy() -> None:
 
 def test_repetition_in_scripts_without_spaces_is_that_of_pairs() -> None:
     def share(text: str) -> float:
-        return measure(text, True, STOCK)["repeated_tokens"]
+        return measure(text, True, STOCK, ("en", 1.0))["repeated_tokens"]
 
     assert share("左边有一个红色的圆形和一个蓝色的圆形") < 0.4  # every second character recurs
     assert share("红色圆形" * 6) > 0.8
 
 
 def test_all_measures_of_a_text() -> None:
-    found = measure("A dog and a dog", True, STOCK)
+    found = measure("A dog and a dog", True, STOCK, ("en", 1.0))
     assert found["own"] and (found["n_chars"], found["n_words"], found["n_han"], found["lang"]) == (15, 5, 0, "en")
     assert found["repeated_tokens"] == pytest.approx(0.4) and found["letters"] == 1.0
     assert (

@@ -1,0 +1,1 @@
+"""Rules of `balance`: which rows of what there is much of stay, by seeded draws."""
