@@ -35,7 +35,7 @@ class Corpus:
         self.starts = np.concatenate([[0], np.cumsum(run.parts)]).astype(np.int64)
         self.rows = int(self.starts[-1])
         self.moved: dict[Ref, pa.Array] = {}
-        self.folder = _cache_folder(run)
+        self.folder = cache_folder(run)
         self.made = 0  # files that were not there
         self._columns: dict[Ref, pa.Array] = {}
         self._stamps: dict[tuple[str, str], str] = {}
@@ -144,7 +144,8 @@ def _file_name(name: str, stamp: str) -> str:
     return f"{name}@{stamp}.arrow"
 
 
-def _cache_folder(run: RunView) -> Path:
+def cache_folder(run: RunView) -> Path:
+    """Where the columns of a run are kept."""
     root = run.root
     if isinstance(root, Path) and os.access(root, os.W_OK):
         return root / "cache" / "whatif"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.corpus import cache_folder
 from pipeline.cut import commit_part
 from pipeline.environment import Environment
 from pipeline.errors import RecipeError
@@ -126,6 +127,7 @@ def _remove_derived(run: RunView, touched: set[int]) -> None:
     files: list[Place] = [path for kind in (VERDICTS, RESOLVED) for path in (root / kind).rglob("part-*.parquet") if path.parent.name != "source"]
     for part in touched:
         files += (root / "cache").rglob(f"part-{part:05d}.*")
+    files += cache_folder(run).glob("*")
     files += [path for path in (root / "jobs").rglob("*") if path.name == "scan.json" or path.name.endswith((".tar", ".parquet", ".idx"))]
     files += [path for path in (root / "index").glob("*")]
     files += [root / name for name in ("report.html", "report-share.html")]

@@ -78,6 +78,9 @@ class Balance(Stage):
         reason = resolved.get("balance_reason")
         return Drop(reason, cap_detail(resolved.get("balance_detail") or "")) if reason else None
 
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        return columns["balance_reason"]
+
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con = evidence.con
         con.execute(f"CREATE OR REPLACE VIEW balance_seen_0 AS SELECT *, {ROW_KEY} AS key FROM rows")

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.errors import RecipeError
+from pipeline.reason_columns import as_floats, is_null, is_true, reason_column, rounded
 from pipeline.stage import ColumnType, Context, Params, Row, Stage, Values, decides, tunes
 from schemas.outcome import Drop, Failure, FailureCode, Reason
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
@@ -119,3 +121,12 @@ class Decontaminate(Stage):
                 bits = f", {row['contam_distance']} bits" if kind == "image" else ""
                 return Drop(Reason.CONTAMINATED, f"{kind} of {row[f'contam_{kind}']}: {word} {float(value):.4f}{bits}")
         return None
+
+    def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        found = is_true(pc.greater(pc.binary_length(columns["contam_bytes"]), 0))
+        limits = {"contam_agreement": self.params.min_agreement, "contam_overlap": self.params.min_overlap}
+        limits |= {"contam_cosine": self.params.min_cosine} if self.params.embeddings else {}
+        for measure, least in limits.items():
+            if least is not None:
+                found |= ~is_null(columns[measure]) & (rounded(as_floats(columns[measure]), 4) >= least)
+        return reason_column(len(found), [(found, Reason.CONTAMINATED)])

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import registry
 from pipeline.chain import Chain, InputFacts, Node
 from pipeline.digests import _mix
 from pipeline.environment import Environment, code_version
@@ -37,11 +36,10 @@ from schemas.outcome import Outcome
 from schemas.record import PartRecord, RunRecord
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = Path(__file__).with_name("whatif_plugins.py")
 WORDS = np.array("red blue old new small large wooden street house car dog cat garden table river mountain portrait view summer".split())
 SETS = [
     "clip_score.min=0.25", "mllm_score.thresholds={semantic_understanding: 55}", "select.where=similarity >= 0.15 and n_words > 3",
-    "dedup.max_distance=2", "cap_quota.cap=300", "cap_quota.quota=40000",
+    "dedup.max_distance=2", "balance.caps=[{by: cluster, max: 300}]", "balance.quota={by: tag, max: {tag1: 3000, tag2: 3000}}",
 ]  # fmt: skip
 FACTS = {"similarity": pa.float32(), "n_words": pa.int32(), "cluster": pa.int32(), "tag": pa.string()}
 
@@ -50,7 +48,7 @@ def recipe_of(rows_per_part: int) -> Recipe:
     stages: list[Any] = [
         "download", {"image_hash": {"pdq": False}}, {"clip_score": {"min": 0.2}},
         {"mllm_score": {"model": "mllm", "thresholds": {"semantic_understanding": 40}}},
-        {"near_dup": {"by": "phash", "search_distance": 4}}, {"dedup": {"max_distance": 4}}, {"cap_quota": {"cap": 500}},
+        {"near_dup": {"by": "phash", "search_distance": 4}}, {"dedup": {"max_distance": 4}}, {"balance": {"caps": [{"by": "cluster", "max": 500}]}},
         {"select": {"where": "similarity >= 0.1"}},
     ]  # fmt: skip
     models = {"clip": {"kind": "open_clip", "name": "ViT-B-32", "weights": "laion2b_s34b_b79k"}, "mllm": {"kind": "fake"}}
@@ -104,7 +102,6 @@ def values_of(rows: np.ndarray, total: int) -> dict[str, pa.Array]:
 
 def build_part(out: str, part: int, rows_per_part: int, total: int) -> int:
     """Values of all stages and verdicts up to the first resolve, committed as a run commits them."""
-    registry.import_file(str(PLUGINS))
     chain, store = Chain(recipe_of(rows_per_part), InputFacts("made", FACTS)), Store(out)
     rows = np.arange(part * rows_per_part, min(total, (part + 1) * rows_per_part))
     last = next(node.index for node in chain.nodes if node.has_resolve) - 1
@@ -166,7 +163,7 @@ def build(out: Path, rows: int, rows_per_part: int) -> dict[str, float]:
 
 def call(out: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """The answer of one call of the command, and what it took: seconds, processor seconds of all its threads, peak GiB (mapped files counted)."""
-    command = [sys.executable, "-m", "pipeline.cli", "whatif", str(out), "--import", str(PLUGINS), "--json", *(word for one in SETS for word in ("--set", one))]
+    command = [sys.executable, "-m", "pipeline.cli", "whatif", str(out), "--json", *(word for one in SETS for word in ("--set", one))]
     started = time.perf_counter()
     compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=compiled)
@@ -208,7 +205,6 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--warm", type=int, default=3, help="warm calls")
     options = parser.parse_args()
-    registry.import_file(str(PLUGINS))
     with tempfile.TemporaryDirectory(prefix="bench-whatif-") as temporary:
         out = (options.keep or Path(temporary)) / "run"
         told: dict[str, Any] = {"rows": options.rows}

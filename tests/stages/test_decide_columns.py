@@ -12,7 +12,9 @@ import pytest
 from pipeline.reason_columns import rounded
 from pipeline.stage import Stage
 from schemas.outcome import Reason
+from stages.balance import Balance
 from stages.clip_score import ClipScore
+from stages.decontaminate import Decontaminate
 from stages.dedup import Dedup
 from stages.exact_dup import ExactDup
 from stages.expression import Expression
@@ -46,6 +48,9 @@ def cases(draw: random.Random) -> list[tuple[Stage, dict[str, pa.Array]]]:
     counts = {"least_n_text": pa.array([draw.choice([None, 0, 9, 10, 11, 500]) for _ in range(ROWS)], pa.int32())}
     cuts = {"score": floats(draw, [0.3], 1), "lang": texts(draw, ["en", "de", None]), "cut_reason": texts(draw, [None, None, Reason.BELOW_CUT])}
     cuts["cut_detail"] = cuts["cut_reason"]
+    contaminated = {f"contam_{kind}": texts(draw, ["set/1", None, None]) for kind in ("bytes", "image", "emb", "text")}
+    contaminated |= {"contam_agreement": floats(draw, [0.6], 1), "contam_cosine": floats(draw, [0.95], 1), "contam_overlap": floats(draw, [1.0], 1)}
+    contaminated["contam_distance"] = pa.array([3] * ROWS, pa.int16())
     return [
         (ClipScore(ClipScore.Params(min=draw.choice([0.28, 0.3]), max=draw.choice([None, 0.35]))), scores),
         (ClipScore(ClipScore.Params(min=None)), scores),
@@ -54,6 +59,8 @@ def cases(draw: random.Random) -> list[tuple[Stage, dict[str, pa.Array]]]:
         (ExactDup(ExactDup.Params()), dups),
         (UrlDup(UrlDup.Params()), urls),
         (RepeatedText(RepeatedText.Params(max_count=10)), counts),
+        (Decontaminate(Decontaminate.Params(against=("set",), embeddings=True, min_overlap=None)), contaminated),
+        (Balance(Balance.Params(caps=[{"by": "lang", "max": 3}])), {"balance_reason": cuts["cut_reason"], "balance_detail": cuts["cut_reason"]}),
         (Select(Select.Params(where="score >= 0.3 and lang in ['en']", top_fraction={"column": "score", "fraction": 0.5})), cuts),
         (Select(Select.Params(top_fraction={"column": "score", "fraction": 0.5})), cuts),
         (Select(Select.Params(where="not (score < 0.3) or lang is null")), {name: cuts[name] for name in ("score", "lang")}),

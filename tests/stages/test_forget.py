@@ -23,8 +23,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from pipeline import registry
+from pipeline.changed import changed_run
 from pipeline.cli import app
+from pipeline.corpus import Corpus
 from pipeline.forgotten import Forgotten, checked, domains_of, parsed
+from pipeline.run import open_run
+from pipeline.whatif_report import whatif
 from stages.shards.verify import verify_dataset
 from tests.stages.conftest import Web, jpeg_bytes
 
@@ -125,6 +129,10 @@ def options(table: Path, out: Path) -> list[str]:
 def test_nothing_is_left_of_a_forgotten_row_and_the_dataset_is_as_if_it_had_never_been(table: Path, web: Web, tmp_path: Path) -> None:
     recipe, out = recipe_file(tmp_path, table, scored=True), tmp_path / "run"
     ran(recipe, out)
+    assert whatif(changed_run(out, []), tokens=False)["cache"]["files_made"]  # columns of the whole run, ids and digests among them
+    corpus = Corpus(open_run(out))
+    for name in ("source.alt_text", "source.url"):
+        corpus.column(corpus.run.chain.find_column(name))
     Forgotten(salt=SALT).write(out)
     rows, asked = rows_in(table), options(table, out)
     gone = [3, 5, 8, 9, 11, 24]  # 24 has the URL of 3, 9 the bytes of 8
