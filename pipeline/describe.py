@@ -39,7 +39,7 @@ def all_plugins() -> dict[str, dict[str, str]]:
 
 
 def _model_modules() -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, path in sorted(registry.built_in_modules(MODELS).items()):
         try:
             module = importlib.import_module(path)
