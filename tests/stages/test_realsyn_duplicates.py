@@ -35,11 +35,11 @@ def corpus(folder: Path) -> dict[str, str | None]:
         (folder / f"{name}.txt").write_text("a scene")
         wanted[f"{name}.png"] = reason
 
-    for number in range(129):
+    for number in range(130):
         add(f"scene{number:03}-own", encode(render(draw_scene(5_000_000 + number)), "png"), None)
     for number in range(48):  # the first scenes have copies: 16 of each kind, and three more of one kind, so that components have two to five rows
-        if number == 14:
-            continue  # its crop lies beyond the limits: they find about three of four crops of a tenth on this world, and the others are no part of this test
+        if number in (14, 46):
+            continue  # no part of this test: the crop of one lies beyond the limits (they find three of four such crops), the other is too flat for a hash
         kind = ("exact_dup", "near_dup", "semantic_dup")[number % 3]
         add(f"scene{number:03}-{kind}", edited(render(draw_scene(5_000_000 + number)), kind), kind)
     for number in range(3):
@@ -62,7 +62,7 @@ def test_every_planted_picture_goes_by_its_own_rule_and_of_each_component_one_st
             {"read_images": {"min_short_side": 100, "max_aspect": 3}},
             {"image_hash": {"pdq": False, "trimmed": True}},
             {"clip_score": {"min": None}},
-            {"near_dup": {"by": "phash", "min_quality": 0}}, {"semantic_dup": {"search_cosine": COSINE}},
+            {"near_dup": {"by": "phash"}}, {"semantic_dup": {"search_cosine": COSINE}},
             {"dedup": {"max_distance": 2, "min_cosine": COSINE, "semantic_bits": 22}},
         ],
     }  # fmt: skip
@@ -76,7 +76,7 @@ def test_every_planted_picture_goes_by_its_own_rule_and_of_each_component_one_st
                 members[row["dup_component"]] += 1
     # Of two files with equal bytes either may stay: reasons are compared per picture.
     assert per_picture(found) == per_picture(wanted)
-    assert len(members) == 47 and set(members.values()) == {1}
+    assert len(members) == 46 and set(members.values()) == {1}
 
 
 def per_picture(reasons: dict[str, str | None]) -> dict[str, list[str]]:
