@@ -39,8 +39,15 @@ def all_plugins() -> dict[str, dict[str, str]]:
 
 
 def _model_modules() -> dict[str, Any]:
-    modules = {name: importlib.import_module(path) for name, path in sorted(registry.built_in_modules(MODELS).items())}
-    return {name: module for name, module in modules.items() if hasattr(module, "load") and hasattr(module, "identity")}
+    found = {}
+    for name, path in sorted(registry.built_in_modules(MODELS).items()):
+        try:
+            module = importlib.import_module(path)
+        except ModuleNotFoundError:  # a helper of a kind whose library is not installed; kinds themselves import theirs when they load
+            continue
+        if hasattr(module, "load") and hasattr(module, "identity"):
+            found[name] = module
+    return found
 
 
 def first_line(thing: Any) -> str:

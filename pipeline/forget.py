@@ -71,7 +71,8 @@ def forget_rows(out: str, wanted: Iterable[tuple[str, str]]) -> Removed:
 
 
 def _forget(run: RunView, forgotten: Forgotten) -> Removed:
-    found = Removed(dataset=(run.dataset / "manifest.json").is_file())
+    # Any file of it, for a kill while it is published may have left it without its manifest.
+    found = Removed(dataset=next(iter(run.dataset.rglob("*.*")), None) is not None)
     masks, names = {}, set()
     for part in range(len(run.parts)):
         gone, done = _rows_of(run, part, forgotten)

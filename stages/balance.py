@@ -12,7 +12,7 @@ from pydantic import model_validator
 from pipeline import stage as machine
 from pipeline.errors import RecipeError
 from pipeline.stage import Evidence, Row, Stage, decides
-from schemas.outcome import Drop, Reason
+from schemas.outcome import Drop, Reason, cap_detail
 from stages.balancing.groups import Cap, CapRule, Quota, QuotaRule, Reduce, ReduceRule
 from stages.balancing.metaclip import Metadata, MetadataRule
 from stages.balancing.rule import Judging, Rule, head_and_tail
@@ -76,7 +76,7 @@ class Balance(Stage):
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         reason = resolved.get("balance_reason")
-        return Drop(reason, resolved.get("balance_detail") or "") if reason else None
+        return Drop(reason, cap_detail(resolved.get("balance_detail") or "")) if reason else None
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         return columns["balance_reason"]

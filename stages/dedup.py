@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import Fatal
+from pipeline.errors import Fatal, RecipeError
 from pipeline.reason_columns import is_true, reason_column
-from pipeline.stage import ColumnEvidence, Evidence, Params, Row, Stage, decides
+from pipeline.stage import ColumnEvidence, ColumnType, Evidence, Params, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
-from stages.dups.links import NO_LINKS, SEMANTIC_STEPS, Links, Measures, has_evidence, joined, links_of
+from stages.dups.links import NO_LINKS, SEMANTIC_STEPS, Links, Measures, has_evidence, joined, links_of, seen_alike
 from stages.dups.whole_dedup import decide_whole, has_structs, has_turned, read_hashes
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class DedupParams(Params):
     min_cosine: float | None = decides(
         None, "least cosine of the embeddings of two images of one component; null: 0.95, or semantic_dup's search_cosine where higher", le=1
     )
+    semantic_bits: int | None = decides(
+        None, "bits of 64 that the pHashes of two rows with near embeddings may differ in; 24 leaves out most other pictures; null: any", ge=0, le=64
+    )
     reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
     max_texts: int = decides(32, "most texts that a kept row has after it took over those of its duplicates", ge=1)
@@ -42,9 +45,9 @@ class Dedup(Stage):
     """Keeps one row of each component of equal or near images and gives it the texts of all.
 
     Rows with equal `raw_sha256` are one component; behind near_dup so are rows with equal hashes, and with hashes within `max_distance`; behind
-    semantic_dup rows whose embeddings have at least the cosine `min_cosine`. Links are taken from the nearest to the farthest, a cosine as its share of
-    the way from 1 to `min_cosine`; one that would join two groups whose centres lie further apart than `reach` times the limit, by both
-    measures, is weak and left out.
+    semantic_dup rows whose embeddings have at least the cosine `min_cosine` (and whose pHashes are within `semantic_bits`, where that is given).
+    Links are taken from the nearest to the farthest, a cosine as its share of the way from 1 to `min_cosine`; one that would join two groups whose
+    centres lie further apart than `reach` times the limit, by both measures, is weak and left out.
     The keeper is the row with the most pixels, then the highest clip_score, then the least sample_id. Its `texts` are those of all rows, each text
     once, best clip_score first, with the row it came from as `source`. `kind`: 'bytes' where a better row of the component has the same bytes, 'near'
     where bytes and hashes alone tie it to a better row, else 'semantic'. `distance`, `cosine`: between the row and its keeper. `dup_component` is the
@@ -54,10 +57,15 @@ class Dedup(Stage):
     name: ClassVar[str] = "dedup"
     Params = DedupParams
     params: DedupParams
-    reads_resolve = ("raw_sha256", "near_evidence?", "semantic_evidence?", "clip_score?", "texts|text|alt_text", "width?", "height?")
+    reads_resolve = ("raw_sha256", "near_evidence?", "semantic_evidence?", "phash?", "clip_score?", "texts|text|alt_text", "width?", "height?")
     resolves = {
         "dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "cosine": pa.float32(), "dup_component": pa.string(), "texts": TEXTS,
     }  # fmt: skip
+
+    def check(self, available: Mapping[str, ColumnType]) -> None:
+        """Raises RecipeError where hashes are wanted that no stage computes."""
+        if self.params.semantic_bits is not None and "phash" not in available:
+            raise RecipeError(f"stages.{self.instance}: semantic_bits compares pHashes; put image_hash before it")
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         keeper, distance = resolved.get("dup_of"), resolved.get("distance")
@@ -124,7 +132,10 @@ class Dedup(Stage):
         if least < round(within, 4):
             raise Fatal(f"{self.instance}: min_cosine {least:g} is below the {within:g} down to which semantic_dup searched; lower semantic_dup.search_cosine")
         scale = max(most, 1) / max(1 - least, 1e-4)
-        return scale, links_of(con, "semantic_evidence", f"round((1 - p.cosine) * {scale})", f"round(p.cosine, 4) >= {least}")
+        return scale, self._alike(con, links_of(con, "semantic_evidence", f"round((1 - p.cosine) * {scale})", f"round(p.cosine, 4) >= {least}"))
+
+    def _alike(self, con: duckdb.DuckDBPyConnection, links: Links) -> Links:
+        return links if self.params.semantic_bits is None else seen_alike(con, links, self.params.semantic_bits)
 
 
 def _equal(con: duckdb.DuckDBPyConnection, table: str) -> Links:

@@ -22,6 +22,7 @@ class ImageHashParams(Params):
     pdq: bool = Field(True, description="compute PDQ (256 bits; the package pdqhash) beside the 64-bit pHash")
     mirrored: bool = Field(False, description="also hash the left-right mirror image, so that mirrored copies are found")
     rotated: bool = Field(False, description="also hash the image turned by 90, 180 and 270 degrees (with mirrored: all eight copies)")
+    trimmed: bool = Field(False, description="hash the image without its border of one colour, so that copies with a border are found")
     pixel_limit: int = Field(DEFAULT_PIXEL_LIMIT, description="most pixels by the header, before decoding", ge=1)
     decoders: int | None = tunes(None, "decoder processes per worker; null: its share of the cores, at most 8", ge=1)
 
@@ -55,7 +56,8 @@ class ImageHash(Stage):
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
         """Decode and hash in the sandbox."""
         decoders = shared_decoders(DecoderLimits(self.params.decoders), ctx.workers)
-        wanted = {"pdq": self.params.pdq, "mirrored": self.params.mirrored, "rotated": self.params.rotated, "pixel_limit": self.params.pixel_limit}
+        names = ("pdq", "mirrored", "rotated", "trimmed", "pixel_limit")
+        wanted = {name: getattr(self.params, name) for name in names}
         futures = [decoders.hashes(row["image"].read(), **wanted) if row["image"] is not None else None for row in rows]
         missing = Failure(FailureCode.BAD_ROW, "the row has no stored image")
         return [future.result() if future is not None else missing for future in futures]

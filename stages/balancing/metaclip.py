@@ -94,7 +94,7 @@ class MetadataRule:
         con.execute(f"CREATE OR REPLACE TABLE {at.members} AS SELECT key, unnest(entries) AS name FROM balance_least")
         for table in ("balance_texts", "balance_least", "balance_matches", "balance_names"):
             con.execute(f"DROP TABLE {table}")
-        return {"t": round(float(t), 3), "entries": len(matcher.entries)}
+        return {"t": float(t), "entries": len(matcher.entries)}
 
     def _read_texts(self, at: Judging) -> None:
         """Table balance_texts: key, bits of the text's tosses, text; each text of a row once."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import duckdb
 
 HEAD: Final = 12  # groups of the head that are listed by name
+NAME: Final = 200  # letters of a name that are told: a group may be a whole text
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def head_and_tail(at: Judging) -> dict[str, Any]:
         GROUP BY m.name
         """
     )
-    head = at.con.execute(f"SELECT name, before, after FROM balance_sizes ORDER BY before DESC, name LIMIT {HEAD}").fetchall()
+    head = at.con.execute(f"SELECT name[1:{NAME}], before, after FROM balance_sizes ORDER BY before DESC, name LIMIT {HEAD}").fetchall()
     bands = at.con.execute(
         """
         SELECT length(CAST(before AS VARCHAR)) AS digits, count(*), sum(before)::BIGINT, sum(after)::BIGINT FROM balance_sizes

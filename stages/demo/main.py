@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import Fatal, RecipeError
-from pipeline.recipe import load_recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.run import RunOptions, RunResult, open_run, run
+from stages.demo.mllm_truth import score_captions, score_filter
 from stages.demo.truth import kept_purity, score_rules
 from stages.demo.world import World, build_world, load_world, make_heldout_dataset
 from stages.demo.world_server import WorldServer, free_port
@@ -45,16 +47,23 @@ def demo(
         shutil.rmtree(root)
     started = time.perf_counter()
     world, pairs = demo_world(root, rows, seed)
+    recipe = load_recipe("demo", [*recipe_settings(world, pairs, seed), *report_settings(world, root), *(overrides or [])])
+    check_engine(recipe)
     note(f"{rows:,} rows of the rendered web on {world.base_url}")
     with WorldServer(world.folder, world.port), RawRun(world, pairs, root, seed) as raw:
-        settings = [*recipe_settings(world, pairs, seed), *report_settings(world, root), *(overrides or [])]
-        curated = run(load_recipe("demo", settings), root / "curated", RunOptions(executor=executor, workers=workers), notify)
+        curated = run(recipe, root / "curated", RunOptions(executor=executor, workers=workers), notify)
         raw_jobs = raw.wait()
     report(curated, raw_jobs, world, root)
     page = write_report(open_run(root / "curated"))  # once more: the job ran before the training on raw rows had ended
     note(f"a page with all of it: {page['report']}")
     note(f"the whole demo took {time.perf_counter() - started:.0f} s; all of it lies in {root}")
     return 0
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Raises RecipeError before anything runs where the recipe asks for vLLM and there is none."""
+    if any(spec.get("kind") == "vllm" for spec in recipe.models.values()) and importlib.util.find_spec("vllm") is None:
+        raise RecipeError("vLLM is not installed: install pairmill[vllm], or add --set models.mllm.kind=transformers (the same answers, more slowly)")
 
 
 def demo_world(root: Path, rows: int, seed: int) -> tuple[World, Path]:
@@ -132,8 +141,9 @@ def report(curated: RunResult, raw: dict[str, dict[str, Any]], world: World, roo
             console.print(_rules_table(curated, world))
             kept, clean = kept_purity(curated.view, world.truth)
             console.print(f"kept {kept:,} rows, {clean:,} of them ({clean / max(1, kept):.1%}) with nothing planted on them")
+            console.print(*_mllm_tables(curated, world), sep="\n")
             console.print(_training_table({"raw rows": raw, "curated rows": curated.jobs}))
-            console.print("Scores come from the bundled CLIP, which knows the rendered world only; they say nothing about photographs.")
+            console.print("Scores and captions come from the bundled CLIP and MLLM, which know the rendered world only; they say nothing about photographs.")
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
@@ -168,6 +178,20 @@ def _rules_table(result: RunResult, world: World) -> Table:
     scores = score_rules(result.view, world.truth)
     rows = [[s.reason, str(s.planted), str(s.taken), share(s.precision), share(s.recall)] for s in scores]
     return _table("Every rule against the planted truth", ["reason", "planted", "taken", "precision", "recall"], rows)
+
+
+def _mllm_tables(result: RunResult, world: World) -> list[Table]:
+    """The MLLM's filter and captions against the truth; none where the recipe has no such stage."""
+    tables, found = [], score_filter(result.view, world.truth)
+    if found:
+        precision, recall = (f"{found.right / whole:.3f}" if whole else "-" for whole in (found.taken, found.wrong))
+        columns = ["what reached it", "rows", "text of another image", "taken", "precision", "recall", "AUC"]
+        rows = [["image_text_matching", f"{found.scored:,}", str(found.wrong), str(found.taken), precision, recall, f"{found.auc:.3f}"]]
+        tables.append(_table("The MLLM's filter against the planted truth", columns, rows))
+    rows = [[c.stage, f"{c.captions:,}", f"{c.tokens:.0f}", f"{c.precision:.3f}", f"{c.recall:.3f}"] for c in score_captions(result.view, world.truth)]
+    if rows:
+        tables.append(_table("Captions: named objects that are there, objects named", ["stage", "captions", "tokens", "precision", "recall"], rows))
+    return tables
 
 
 def _training_table(results: dict[str, dict[str, dict[str, Any]]]) -> Table:

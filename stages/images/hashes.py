@@ -13,6 +13,10 @@ import cv2
 import numpy as np
 
 WORKING_SIDE = 512
+BORDER_LEVELS = 24  # of 255: a JPEG of quality 50 leaves that much beside an edge
+BORDER_MOST = 0.25
+EDGE_LINES = 8  # a small picture that is enlarged has edges that wide
+STRAIGHT_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,14 @@ def has_pdq() -> bool:
     return importlib.util.find_spec("pdqhash") is not None
 
 
-def hash_image(pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, rotated: bool = False) -> ImageHashes:
+def hash_image(pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, rotated: bool = False, trimmed: bool = False) -> ImageHashes:
     """Hashes of pixels uint8 [H, W, 3] RGB. mirrored: also of the left-right mirror image; rotated: also of the picture turned by 90, 180 and
-    270 degrees; both: of all seven other copies. Raises ImportError where pdq is asked for and pdqhash is not installed.
+    270 degrees; both: of all seven other copies. trimmed: of the picture without its border of one colour. Raises ImportError where pdq is asked
+    for and pdqhash is not installed.
     """
-    pixels = square(pixels)
+    whole, pixels = pixels, square(pixels)
+    if trimmed and (inner := without_border(whole, pixels)) is not whole:
+        pixels = square(inner)
     coefficients = _low_frequencies(pixels)
     turns = _turns(mirrored, rotated)
     phash, turned = _bits(coefficients), b"".join(_bits(_turn(coefficients, *turn)) for turn in turns)
@@ -66,6 +73,36 @@ def square(pixels: np.ndarray) -> np.ndarray:
         if size != WORKING_SIDE:
             pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA if size > WORKING_SIDE else cv2.INTER_LINEAR)
     return np.ascontiguousarray(pixels)
+
+
+def without_border(pixels: np.ndarray, squared: np.ndarray) -> np.ndarray:
+    """Pixels [H, W, 3] without a border of one colour around them; the same array where there is none.
+
+    A border is looked for in the `squared` picture: rows, then columns, from each edge inwards, whose values lie within BORDER_LEVELS of the edge's colour. It
+    must end in a straight edge, where most of a line changes at once: else it is a plain background, or the sky. So is one wider than BORDER_MOST of a side.
+    """
+    cut = []
+    for axis in (0, 1):
+        lines = squared if axis == 0 else squared[cut[0] : squared.shape[0] - cut[1]].transpose(1, 0, 2)
+        cut += [_border_depth(side) for side in (lines, lines[::-1])]
+    if not any(cut):
+        return pixels
+    height, width = (size / WORKING_SIDE for size in pixels.shape[:2])
+    top, bottom, left, right = round(cut[0] * height), round(cut[1] * height), round(cut[2] * width), round(cut[3] * width)
+    return np.ascontiguousarray(pixels[top : pixels.shape[0] - bottom, left : pixels.shape[1] - right])
+
+
+def _border_depth(lines: np.ndarray) -> int:
+    """Lines of the border that begins with the first of `lines` [N, M, 3]; 0 for none."""
+    edge = np.median(lines[0], axis=0).astype(np.int16)
+    near = lines[: int(BORDER_MOST * len(lines)) + EDGE_LINES + 1].astype(np.int16)
+    off = np.abs(near - edge).max(axis=2) > BORDER_LEVELS
+    found = off.any(axis=1)
+    depth = int(np.argmax(found))
+    if not found.any() or not 0 < depth < len(near) - EDGE_LINES:
+        return 0
+    jump = np.abs(near[depth - 1] - near[depth + EDGE_LINES]).max(axis=1) > BORDER_LEVELS
+    return depth if jump.mean() >= STRAIGHT_SHARE else 0
 
 
 def picture_quality(pixels: np.ndarray) -> int:

@@ -38,18 +38,29 @@ def first_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
 def all_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
     """The full mix: one kind of caption, two judged texts, a question. Sequences of nearly one length leave little padding."""
     first = draw_alt_text(scene, rng)
-    names = list(_SHARES)
-    asked = names[int(rng.choice(len(names), p=np.array(list(_SHARES.values())) / sum(_SHARES.values())))]
-    captions = [text_turn(name, first, scene) if name in _WITH_TEXT else plain_turn(name, scene) for name in asked.split()]
+    captions = _caption_turns(scene, rng, first)
     scores = score_turns(first, scene, _aspects(rng)) + score_turns(draw_alt_text(scene, rng), scene, ASPECTS[:1])
     return (*captions, *scores, question_turn(scene, rng))
+
+
+def judge_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
+    """What needs most lessons, telling a wrong word from the right one: three judged texts and two questions beside a caption."""
+    first, *others = (draw_alt_text(scene, rng) for _ in range(3))
+    scores = score_turns(first, scene, _aspects(rng)) + [turn for alt in others for turn in score_turns(alt, scene, ASPECTS[:1])]
+    return (*_caption_turns(scene, rng, first), *scores, question_turn(scene, rng), question_turn(scene, rng))
+
+
+def _caption_turns(scene: Scene, rng: np.random.Generator, alt: AltText) -> list[Turn]:
+    names = list(_SHARES)
+    asked = names[int(rng.choice(len(names), p=np.array(list(_SHARES.values())) / sum(_SHARES.values())))]
+    return [text_turn(name, alt, scene) if name in _WITH_TEXT else plain_turn(name, scene) for name in asked.split()]
 
 
 _SHARES: Final = {
     "caption_dense": 0.42, "caption_descriptive": 0.18, "caption_short tags": 0.18, "caption_fused": 0.12, "caption_merged": 0.04,
     "caption_brief tags": 0.02, "caption_plain tags": 0.02, "caption_long": 0.02,
 }
-MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"first": first_turns, "all": all_turns}
+MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"first": first_turns, "all": all_turns, "judge": judge_turns}
 """What a phase of the recipe may name."""
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,16 @@ def test_all_kinds_are_listed_with_a_line_each():
     screen = io.StringIO()
     print_all(found, Console(file=screen, width=80))
     assert max(len(line) for line in screen.getvalue().splitlines()) <= 80
+
+
+def test_all_are_listed_where_no_library_of_a_model_is_installed():
+    blocked = "for name in ('torch', 'torchvision', 'open_clip', 'transformers', 'vllm', 'ray'): sys.modules[name] = None"
+    listed = "from pipeline.describe import all_plugins\nprint(json.dumps({kind: list(names) for kind, names in all_plugins().items()}))"
+    program = f"import json, sys\n{blocked}\n{listed}"
+    told = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=250)
+    assert told.returncode == 0, told.stderr
+    here = all_plugins()
+    assert json.loads(told.stdout)["models"] == list(here["models"]) and {"clip_score", "caption"} <= set(json.loads(told.stdout)["stages"])
 
 
 def test_one_stage():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipeline import registry
+from pipeline.cli import app
 from pipeline.errors import RecipeError
 from pipeline.lock import RunLock
 from pipeline.plan import make_plan
@@ -81,9 +80,9 @@ def test_a_captioner_costs_what_its_engine_takes(tmp_path: Path) -> None:
 def test_the_estimate_is_kept_and_stands_in_the_report(tmp_path: Path) -> None:
     given, out = tmp_path / "recipe.json", tmp_path / "run"
     given.write_text(json.dumps(caption_recipe(tmp_path / "pictures")))
-    command = [sys.executable, "-m", "pipeline.cli", "plan", str(given), "--out", str(out), "--probe", "10", "--price-per-hour", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}, check=False)
-    assert done.returncode == 0, done.stderr
+    command = ["plan", str(given), "--out", str(out), "--probe", "10", "--price-per-hour", "2"]
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "120", "NO_COLOR": "1"})
+    assert done.exit_code == 0, done.stderr
     assert "a probe of 10 rows" in done.stdout and "engine-hours" in done.stdout and "at 2 an hour" in done.stdout
     assert [path.name for path in out.iterdir() if not path.name.startswith("lock")] == ["run.json"]
     with pytest.raises(RecipeError, match="only its estimate"):

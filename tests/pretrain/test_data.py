@@ -8,6 +8,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import torch
@@ -15,6 +17,9 @@ from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from pipeline.stage import Context
+from schemas.sample import make_text
+from stages.concepts import CONCEPTS, Concepts
 from stages.models.tokenize import CachedTokenizer
 from stages.pretrain.data import ArraySamples, ShardDataset
 from stages.pretrain.draws import epoch_order, generator
@@ -235,3 +240,25 @@ def test_cached_tokenizer_equals_open_clip() -> None:
 
     texts = ["A Red  square &amp; more!", "!!! a", "", "a red square " * 20, "A Red  square &amp; more!"]
     assert torch.equal(CachedTokenizer(16)(texts), SimpleTokenizer(context_length=16)(texts))
+
+
+def test_concepts_of_a_sample_are_found_by_its_text(write_dataset, tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "dataset", samples=6, shards=1)
+    plain = ShardDataset(root)
+    assert plain.concepts(0, plain.caption(0)) == []
+    index = root / "shards" / "train-00000.parquet"
+    stage = Concepts(Concepts.Params(dictionary=str(write_names(tmp_path)), min_score=1))
+    table = pq.read_table(index)
+    texts = [[make_text("no colour at all"), make_text(caption)] for caption in table["caption"].to_pylist()]
+    found = stage.compute([{"texts": some} for some in texts], Context("concepts", 0))
+    pq.write_table(table.append_column("concepts", pa.array([one["concepts"] for one in found], CONCEPTS)), index)
+    data = ShardDataset(root)
+    for at in range(6):
+        caption = data.caption(at)
+        [span] = data.concepts(at, caption)
+        assert caption[span["start_char"] : span["end_char"]] == span["id"] and data.concepts(at, "no colour at all") == []
+
+
+def write_names(folder: Path) -> Path:
+    (folder / "names.txt").write_text("red\ngreen\nblue\nyellow\n")
+    return folder / "names.txt"

@@ -108,7 +108,7 @@ def test_phases_see_scenes_of_their_own_from_the_stream_that_the_demo_never_show
         assert config.init == (None if number == 0 else f"out/{recipe['phases'][number - 1]['name']}/export")
         if phase.get("crowded"):
             assert {len(samples.scene(index).objects) for index in range(10)} == {5, 6, 7, 8, 9}
-    with pytest.raises(ValueError, match="no such phase; it has see, place, speak, all"):
+    with pytest.raises(ValueError, match="no such phase; it has see, place, speak, all, judge"):
         rendered_mllm.read_recipe(rendered_mllm.RECIPE, "sea")
 
 

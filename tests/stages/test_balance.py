@@ -161,8 +161,7 @@ def test_t_is_solved_for_a_wanted_size_and_any_t_follows_from_balance_t(entry_fi
     rows = zipf_rows(2000)
     found, [told] = balanced(rows, metadata={"file": entry_file, "size": 700})
     assert len(kept(found)) == told["after"] == 700
-    fixed, _ = balanced(rows, metadata={"file": entry_file, "t": told["t"] + 0.001})
-    assert set(kept(found)) <= set(kept(fixed)) and len(kept(fixed)) <= 701
+    assert kept(balanced(rows, metadata={"file": entry_file, "t": told["t"]})[0]) == kept(found)
     for t in (5, 80, 400):
         assert kept(balanced(rows, metadata={"file": entry_file, "t": t})[0]) == [
             at for at, one in enumerate(found) if one["balance_t"] is not None and one["balance_t"] < t
@@ -191,11 +190,11 @@ def test_realsyn_caps_keep_105_151_and_446() -> None:
         assert all(one["keep_probability"] == pytest.approx(min(1, most / sizes[row["cluster"]])) for one, row in zip(found, rows, strict=True))
         assert stays == kept(balanced(rows, per_part=11, caps=[{"by": "cluster", "max": most}])[0])
         assert stays != kept(balanced(rows, caps=[{"by": "cluster", "max": most}], seed=5)[0]) or most == 1000
-    # Rows of the largest cluster are equally likely, wherever they stand: 12 seeds, 20 of 1,000 each.
-    drawn = Counter(at for seed in range(12) for at in kept(balanced(rows, caps=[{"by": "cluster", "max": 20}], seed=seed)[0]) if rows[at]["cluster"] == 5)
+    # Rows of the largest cluster are equally likely, wherever they stand: 6 seeds, 20 of 1,000 each.
+    drawn = Counter(at for seed in range(6) for at in kept(balanced(rows, caps=[{"by": "cluster", "max": 20}], seed=seed)[0]) if rows[at]["cluster"] == 5)
     first = sum(n for at, n in drawn.items() if at < len(rows) // 2)
     share = sum(row["cluster"] == 5 for row in rows[: len(rows) // 2]) / 1000
-    assert abs(first - 240 * share) < 3 * math.sqrt(240 * share * (1 - share))
+    assert abs(first - 120 * share) < 3 * math.sqrt(120 * share * (1 - share))
 
 
 def test_caps_take_any_column_or_expression_and_leave_rows_without_a_group() -> None:

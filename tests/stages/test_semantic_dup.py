@@ -15,6 +15,7 @@ from pipeline.errors import Fatal, RecipeError
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
 from pipeline.stage import Vector
+from stages.dedup import Dedup
 from stages.exact_dup import ExactDup
 from stages.semantic_dup import SEMANTIC, SemanticDup
 from tests.pipeline.drivers import driver, until
@@ -80,6 +81,15 @@ def test_without_hashes_embeddings_decide_alone_and_without_either_bytes(tmp_pat
     assert Counter(row["reason"] for row in found.values()) == {None: 120, "exact_dup": 40, "semantic_dup": 40}
     found = fates(ran(tmp_path / "bytes", None, near=False))
     assert Counter(row["reason"] for row in found.values()) == {None: 160, "exact_dup": 40}
+
+
+def test_embeddings_count_only_where_the_pictures_look_alike_too(tmp_path: Path) -> None:
+    """Planted semantic copies have unrelated hashes (32 bits off on average, here never below 15): only a loose limit lets their cosine decide."""
+    for bits, gone in ((14, 80), (64, 120)):
+        found = fates(ran(tmp_path / "run", {}, {"semantic_bits": bits}))
+        assert sum(row["reason"] is not None for row in found.values()) == gone
+    with pytest.raises(RecipeError, match="put image_hash before it"):
+        Dedup(Dedup.Params(semantic_bits=24)).check({})
 
 
 def test_mistakes_are_named() -> None:

@@ -52,6 +52,7 @@ def by_query(stage: Stage, columns: dict[str, pa.Array], alive: np.ndarray, name
     places = np.flatnonzero(alive)
     part = np.searchsorted(STARTS, places, "right") - 1
     con = duckdb.connect()
+    columns = {"phash": pa.nulls(ROWS), **columns}
     table = {"part": pa.array(part, pa.int32()), "row": pa.array(places - STARTS[part], pa.int32()), "sample_id": columns["sample_id"].take(places)}
     con.register("incoming", pa.table(table | {name: columns[name].take(places) for name in (spec.split("|")[0].rstrip("?") for spec in stage.reads_resolve)}))
     con.execute("CREATE TABLE rows AS SELECT * FROM incoming")

@@ -74,3 +74,23 @@ def test_a_large_picture_hashes_like_its_reduced_copy() -> None:
     small = cv2.resize(large, (400, 300), interpolation=cv2.INTER_AREA)
     one, other = hash_image(large), hash_image(small)
     assert bits_off(one.phash, other.phash) <= 2 and bits_off(one.pdq, other.pdq) <= 16  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("edges", [(9, 9, 9, 9), (30, 0, 0, 0), (0, 25, 40, 0)])
+def test_a_border_of_one_colour_is_cut_off_before_hashing(edges: tuple[int, int, int, int]) -> None:
+    own = hash_image(picture(3), trimmed=True)
+    for colour in ((255, 255, 255), (0, 0, 0), (200, 30, 60)):
+        bordered = decode(image_bytes.encode(cv2.copyMakeBorder(picture(3), *edges, cv2.BORDER_CONSTANT, value=colour), "jpg", 70))
+        found = hash_image(bordered, trimmed=True)
+        assert bits_off(own.phash, found.phash) <= 4 and bits_off(own.pdq, found.pdq) <= 31  # type: ignore[arg-type]
+    if min(edges):
+        assert bits_off(own.phash, hash_image(bordered).phash) > 6, "the border is what moves the hash"
+
+
+def test_what_is_no_border_is_not_cut_off() -> None:
+    assert hash_image(picture(3), trimmed=True) == hash_image(picture(3))
+    sky = picture(4)
+    sky[:100] = (120, 160, 230)  # more than a quarter of the height
+    assert hash_image(sky, trimmed=True) == hash_image(sky)
+    plain = np.full((100, 100, 3), 200, np.uint8)
+    assert hash_image(plain, trimmed=True) == hash_image(plain)
