@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.chain import Node, Ref
+from pipeline.chain import Chain, Node, Ref
 from pipeline.changed import Changed
 from pipeline.corpus import Corpus
 from pipeline.errors import RecipeError
 from pipeline.reason_columns import as_floats, as_numbers
 from pipeline.reasons import differences, section_of
-from pipeline.stage import Stage
+from pipeline.stage import ColumnType, Stage
 from pipeline.store import VALUES, VERDICTS
 from pipeline.whatif import KEPT, Fate, Found, decide_refs, drops_of, walk
 
@@ -45,7 +45,7 @@ def whatif(changed: Changed, examples: int = 3, tokens: bool = True) -> dict[str
         "stages": _by_reason(changed, found),
         "texts": {"now": texts.count(now), "then": texts.count(then)},
         "resolved_again": found.resolved,
-        "examples": [example for node in _changed_nodes(changed, found) for example in _Boundary(corpus, found, node, texts).examples(examples)],
+        "examples": [example for node in _changed_nodes(changed, found) for example in _Boundary(changed.chain, corpus, found, node, texts).examples(examples)],
         "estimate": f"for the {corpus.rows:,} rows of this run; a fresh input may differ"
         + (f"; {undecided:,} rows are undecided until they are measured" if undecided else ""),
         "cache": {"folder": str(corpus.folder), "files_made": corpus.made},
@@ -141,8 +141,8 @@ def _changed_nodes(changed: Changed, found: Found) -> Iterator[Node]:
 class _Boundary:
     """Rows on both sides of a stage's cut as it would be, nearest first where one of its numbers makes the cut; else rows that change sides."""
 
-    def __init__(self, corpus: Corpus, found: Found, node: Node, texts: _Texts):
-        self.corpus, self.found, self.node, self.texts = corpus, found, node, texts
+    def __init__(self, chain: Chain, corpus: Corpus, found: Found, node: Node, texts: _Texts):
+        self.chain, self.corpus, self.found, self.node, self.texts = chain, corpus, found, node, texts
         left = found.then.left
         reached = ((left == KEPT) | (left >= node.index)) & ~found.undecided
         self.dropped = reached & (left == node.index)
@@ -157,8 +157,10 @@ class _Boundary:
 
     def _nearest(self, count: int) -> tuple[str | None, np.ndarray, np.ndarray]:
         for name, ref in decide_refs(self.node).items():
-            column = self.corpus.column(ref) if ref is not None else pa.nulls(0)
-            if column.null_count == len(column) or not _is_number(column.type):
+            if ref is None or not _is_number(self.chain.type_of(ref)):
+                continue
+            column = self.corpus.column(ref)
+            if column.null_count == len(column):
                 continue
             values = as_floats(column)
             kept, dropped = (np.flatnonzero(side & ~np.isnan(values)) for side in (self.kept, self.dropped))
@@ -201,6 +203,6 @@ def _first(values: np.ndarray, count: int) -> np.ndarray:
     return some[np.argsort(values[some], kind="stable")]
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+def _is_number(kind: ColumnType) -> bool:
+    return isinstance(kind, pa.DataType) and bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
