@@ -2,9 +2,11 @@
 
 Both read the same webdataset tars, decode the same JPEGs, and ask the same question in the same engine (kind vllm, a Qwen2-VL made from a
 config) with answers of a fixed length. pairmill's time is that of the whole run, from the lock to the last commit: source, read_images (which stores
-the images) and caption. The bare side decodes with Pillow and hands all prompts to vLLM at once. Each side is a process of its own.
-Prints one JSON line; `--executor ray` lets the engine live in an actor.
-Run: python tests/bench/bench_captions.py [--images 2000] [--side 64] [--tokens 24] [--repeats 1] [--weights FOLDER] [--executor local|ray]
+the images) and caption; loading the tokenizer that counts captions belongs to the start, as loading its own does on the bare side. The bare side
+decodes with Pillow and hands all prompts to vLLM at once. Each side is a process of its own.
+Prints one JSON line; `--executor ray` lets the engine live in an actor. `--overhead` asks the fake engine, which answers at once: what is left
+is the processor time that pairmill adds.
+Run: python tests/bench/bench_captions.py [--images 2000] [--side 64] [--tokens 24] [--repeats 1] [--weights FOLDER] [--executor local|ray] [--overhead]
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ def through_pairmill(spec: dict[str, Any], folder: Path, tokens: int, executor: 
     from pipeline.models import local_model
     from pipeline.recipe import build_recipe
     from pipeline.run import RunOptions, run
+    from stages.caption import clip_tokens
 
     recipe = build_recipe(
         {
@@ -76,6 +79,7 @@ def through_pairmill(spec: dict[str, Any], folder: Path, tokens: int, executor: 
     )  # fmt: skip
     if executor == "local":
         local_model(spec)
+        clip_tokens("loads the tokenizer that counts captions")
     with tempfile.TemporaryDirectory(prefix="pairmill-captions-") as out:
         used, started = cpu_seconds(), time.perf_counter()
         result = run(recipe, out, RunOptions(executor=executor))
@@ -99,6 +103,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--weights", default="", help="another model's folder; default: one of 50 M parameters from a config")
     parser.add_argument("--executor", choices=("local", "ray"), default="local")
+    parser.add_argument("--overhead", action="store_true", help="pairmill alone, with the fake engine")
     parser.add_argument("--only", nargs=2, metavar=("SIDE", "FOLDER"), help="one side, as the bench calls itself")
     options = parser.parse_args()
     if options.only:
@@ -109,6 +114,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pairmill-captions-bench-") as name:
         folder = Path(name)
+        if options.overhead:
+            write_tars(folder / "tars", options.images, options.side)
+            made = through_pairmill({"kind": "fake", "concurrency": 128}, folder / "tars", options.tokens, "local")
+            print(json.dumps({"bench": "captions", "images": options.images, "side": options.side, "overhead": made}))
+            return
         parameters = None if options.weights else make_model(folder / "model", MEDIUM, MEDIUM_VISION, 512)
         write_tars(folder / "tars", options.images, options.side)
         arguments = ["--tokens", str(options.tokens), "--executor", options.executor, *(["--weights", options.weights] if options.weights else [])]
