@@ -7,7 +7,6 @@ With --out the estimate is kept in run.json, so that the report can set it besid
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline.plan import Plan, StagePlan
 from pipeline.preflight import take_lock
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.run import RunOptions, RunResult, run
+from pipeline.scratch import scratch_folder
 from pipeline.storage import place_of
 from pipeline.store import Store
 from schemas.record import RunRecord
@@ -73,8 +73,8 @@ def make_probe(recipe: Recipe, plan: Plan, rows: int, price_per_hour: float | No
         tell(f"probe: starting model {name}")
         models.local_model(made.models[name])
     tell(f"probe: running the first {rows:,} rows in a temporary folder")
-    with tempfile.TemporaryDirectory(prefix="pairmill-probe-") as folder:
-        result = run(made, Path(folder) / "run", RunOptions(executor="local", jobs=False))
+    with scratch_folder("probe") as folder:
+        result = run(made, folder / "run", RunOptions(executor="local", jobs=False))
     seen = sum(result.view.parts)
     stages = {stage.instance: stage for stage in made.stages}
     found = [_estimate(line, result, seen, plan.rows, stages[line.name].asks_each, price_per_hour) for line in plan.stages]

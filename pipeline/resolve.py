@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -15,6 +12,7 @@ import pyarrow as pa
 from pipeline.chain import Chain, Node, Ref
 from pipeline.digests import digest_of, hash_column
 from pipeline.errors import Fatal
+from pipeline.scratch import scratch_folder
 from pipeline.stage import Evidence, Vector, VectorBlock
 from pipeline.store import RESOLVED, VALUES, VERDICTS, Store, as_vectors
 from pipeline.view import PartView
@@ -49,9 +47,8 @@ def is_resolved(node: Node, views: Sequence[PartView]) -> bool:
 def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[PartRecord]:
     """Run a stage's `resolve` over all parts; returns the records of the committed files. Raises Fatal."""
     inputs = resolve_inputs(node, views)
-    scratch = Path(tempfile.mkdtemp(prefix="pairmill-resolve-"))
     try:
-        with duckdb.connect(str(scratch / "evidence.duckdb")) as con:
+        with scratch_folder("resolve") as scratch, duckdb.connect(str(scratch / "evidence.duckdb")) as con:
             con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
             con.execute("SET enable_progress_bar=false")  # it would write into what the command prints
             alive = _gather(con, node, views)
@@ -65,8 +62,6 @@ def run_resolve(node: Node, views: Sequence[PartView], store: Store) -> list[Par
             return _commit(node, views, store, _answers(con, node, views), inputs, evidence.facts)
     except duckdb.Error as error:
         raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _evidence_schema(chain: Chain, node: Node) -> pa.Schema:

@@ -5,9 +5,7 @@ Nothing of the run directory is written.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -18,6 +16,7 @@ from pipeline.corpus import Corpus
 from pipeline.errors import Fatal
 from pipeline.reason_columns import as_numbers
 from pipeline.resolve import MEMORY_LIMIT, run_resolve
+from pipeline.scratch import scratch_folder
 from pipeline.stage import ColumnEvidence, Evidence, Vector
 from pipeline.store import RESOLVED, Store
 from pipeline.view import PartView, Verdict, flat
@@ -107,11 +106,11 @@ def _by_query(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wante
     row = (places - corpus.starts[part]).astype(np.int32)
     columns = {"part": pa.array(part), "row": pa.array(row)}
     columns |= {key: pa.nulls(len(places)) if ref is None else corpus.column(ref).take(index) for key, ref in refs.items()}
-    with tempfile.TemporaryDirectory(prefix="pairmill-whatif-") as scratch, duckdb.connect(str(Path(scratch) / "whatif.duckdb")) as con:
+    with scratch_folder("whatif") as scratch, duckdb.connect(str(scratch / "whatif.duckdb")) as con:
         con.execute(f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET preserve_insertion_order=false")
         con.register("rows", pa.table(columns))
         try:
-            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed, scratch=Path(scratch)))
+            relation = stage.resolve(Evidence(con, corpus.rows, len(places), chain.recipe.seed, scratch=scratch))
             answer = relation.select(", ".join(f'"{name}"' for name in ("part", "row", *sorted(wanted)))).to_arrow_table()
         except duckdb.Error as error:
             raise Fatal(f"{node.name}: its resolve failed: {type(error).__name__}: {error}") from error
@@ -125,8 +124,8 @@ def _by_query(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wante
 def _part_by_part(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wanted: frozenset[str]) -> dict[str, pa.Array]:
     """As a run does it, its answer in a folder that is removed: for what reads vectors, which are in no cache."""
     views = [CorpusView(chain, corpus, part, alive) for part in range(len(corpus.run.parts))]
-    with tempfile.TemporaryDirectory(prefix="pairmill-whatif-") as folder:
-        scratch = Store(Path(folder))
+    with scratch_folder("whatif") as folder:
+        scratch = Store(folder)
         run_resolve(node, views, scratch)
         tables = [scratch.read(RESOLVED, node.name, view.part, sorted(wanted)) for view in views]
     whole = pa.concat_tables([table for table in tables if table is not None])
