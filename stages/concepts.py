@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from pipeline.stage import Context, Params, Row, Stage, Values
 from schemas.outcome import Failure
 from stages.file_digests import file_sha256
-from stages.text.concepts import Dictionary, Span, noun_phrase_spans, read_dictionary, text_digest
+from stages.text.concepts import Dictionary, Span, noun_phrase_spans, read_dictionary
+from stages.text.stored_spans import text_digest
 
 SPAN = pa.struct([("id", pa.string()), ("score", pa.float32()), ("start_char", pa.int32()), ("end_char", pa.int32())])
 CONCEPTS = pa.list_(pa.struct([("text", pa.string()), ("spans", pa.list_(SPAN))]))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stages.pretrain.errors import DataError
 from stages.pretrain.images import ArrayImage, ImageSource, open_image
-from stages.text.concepts import spans_of
+from stages.text.stored_spans import spans_of
 
 _OPEN_TARS = 256  # stays below the common limit of 1,024 descriptors per process
 

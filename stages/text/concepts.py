@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import fsspec
 import numpy as np
@@ -131,14 +130,3 @@ def read_dictionary(path: str, where: str) -> list[tuple[str, str]]:
     if not lines:
         raise RecipeError(f"{where}: {path} has no names")
     return [(line[0].strip(), line[-1].strip()) for line in lines]
-
-
-def text_digest(text: str) -> str:
-    """By what spans of a text are found again, whatever becomes of the order of a row's texts: 16 hex digits of its SHA-256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def spans_of(concepts: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
-    """Spans {id, score, start_char, end_char} of one text from a row's column `concepts`; [] where it has none."""
-    wanted = text_digest(text)
-    return next((list(entry["spans"]) for entry in concepts if entry["text"] == wanted), [])

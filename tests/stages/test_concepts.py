@@ -14,7 +14,8 @@ from schemas.sample import make_text
 from stages.concept_prefix import ConceptPrefix
 from stages.concepts import CONCEPTS, Concepts
 from stages.pretrain.concept_tokens import concept_tokens, token_offsets, token_spans
-from stages.text.concepts import Dictionary, noun_phrase_spans, spans_of, triples
+from stages.text.concepts import Dictionary, noun_phrase_spans, triples
+from stages.text.stored_spans import spans_of
 from stages.text.tagger import spans_of_words, tokenize
 
 CTX = Context("concepts", 0)

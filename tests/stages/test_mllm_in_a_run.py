@@ -244,7 +244,9 @@ def test_actor_of_the_engine_that_is_killed_comes_back_and_answers_what_was_open
     assert len(killed) == 2 and result.tally.computed["mllm_score"] == 60
     times = asked(log)
     assert set(times) == set(usual)
-    assert max((times - usual).values(), default=0) <= 2 and (times - usual).total() <= 2 * (4 + 1), "only what the actor had taken is asked again"
+    again = times - usual
+    # at each kill: what the actor had taken (one call more than its model at a time), and an answer that was on its way
+    assert max(again.values(), default=0) <= 2 and again.total() <= 2 * (4 + 2)
     assert Counter(row["failure"] for row in values(tmp_path / "run", "mllm_score", "failure")) == {None: 60}
 
 

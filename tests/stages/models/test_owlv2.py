@@ -64,7 +64,10 @@ def test_boxes_scores_and_phrases_are_exactly_those_of_transformers_own_post_pro
     assert found["failures"] == {7: "kept"}
     assert sum(map(len, found["detections"])) > 10
     for ours, result, picture, asked in zip(found["detections"], theirs, images(), PHRASES, strict=True):
-        assert ours == as_shares(result, picture)
+        expected = as_shares(result, picture)
+        assert [one.phrase for one in ours] == [one.phrase for one in expected]
+        # two passes through the model may differ in a float32's last bit
+        assert np.allclose([(*one.box, one.score) for one in ours], [(*one.box, one.score) for one in expected], rtol=0, atol=1e-6)
         assert {one.phrase for one in ours} <= set(asked)
         assert all(one.score > threshold for one in ours)
     if threshold == 0.5:
