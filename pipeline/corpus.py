@@ -20,6 +20,7 @@ from pipeline.digests import digest_of
 from pipeline.errors import Fatal
 from pipeline.reason_columns import as_numbers
 from pipeline.run_view import RunView
+from pipeline.stage import OfPlaces
 from pipeline.storage import ObjectPath
 from pipeline.store import RESOLVED, VALUES
 from pipeline.view import flat
@@ -34,7 +35,7 @@ class Corpus:
         self.run = run
         self.starts = np.concatenate([[0], np.cumsum(run.parts)]).astype(np.int64)
         self.rows = int(self.starts[-1])
-        self.moved: dict[Ref, pa.Array] = {}
+        self.moved: dict[Ref, pa.Array | OfPlaces] = {}
         self.folder = cache_folder(run)
         self.made = 0  # files that were not there
         self._columns: dict[Ref, pa.Array] = {}
@@ -61,10 +62,18 @@ class Corpus:
     def column(self, ref: Ref) -> pa.Array:
         """A column as stored, whatever rows are alive; all null where no file has it."""
         if ref in self.moved:
-            return self.moved[ref]
+            found = self.moved[ref]
+            if not isinstance(found, pa.Array):
+                found = self.moved[ref] = found(np.arange(self.rows))
+            return found
         if ref not in self._columns:
             self.load([ref])
         return self._columns[ref]
+
+    def moved_part(self, ref: Ref, part: int) -> pa.Array:
+        """A column of `moved`, of the rows of one part."""
+        found, start, stop = self.moved[ref], int(self.starts[part]), int(self.starts[part + 1])
+        return found.slice(start, stop - start) if isinstance(found, pa.Array) else found(np.arange(start, stop))
 
     def load(self, refs: Iterable[Ref]) -> None:
         """Bring columns to hand; those of one stage that are in no file yet are read together."""

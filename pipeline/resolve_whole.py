@@ -17,7 +17,7 @@ from pipeline.errors import Fatal
 from pipeline.reason_columns import as_numbers
 from pipeline.resolve import MEMORY_LIMIT, run_resolve
 from pipeline.scratch import scratch_folder
-from pipeline.stage import ColumnEvidence, Evidence, Vector
+from pipeline.stage import ColumnEvidence, Evidence, OfPlaces, Vector
 from pipeline.store import RESOLVED, Store
 from pipeline.view import PartView, Verdict, flat
 from schemas.outcome import Status
@@ -35,7 +35,7 @@ class CorpusView(PartView):
 
     def column(self, ref: Ref) -> pa.Array:
         if ref in self.corpus.moved:
-            return self.corpus.moved[ref].slice(int(self.corpus.starts[self.part]), self.rows)
+            return self.corpus.moved_part(ref, self.part)
         return super().column(ref)
 
     def before(self, node: Node) -> Verdict:
@@ -47,38 +47,42 @@ class CorpusView(PartView):
         return Verdict(status, pa.nulls(self.rows, pa.string()), pa.nulls(self.rows, pa.string()), alive)
 
 
-def resolve_whole(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray) -> dict[Ref, pa.Array]:
+def resolve_whole(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray) -> dict[Ref, pa.Array | OfPlaces]:
     """The columns that a resolve gives for the rows `alive` (bool [N]), each over all rows. Columns that nobody reads may be left out. Raises Fatal."""
     stage = node.stage
     assert stage is not None
-    wanted = _wanted(chain, node)
+    later = _read_later(chain, node)
+    wanted = later | _own(node)
     if not wanted:
         return {}
     evidence = ColumnEvidence(
         lambda key: _column(node, corpus, key), alive, corpus.starts, chain.recipe.seed, wanted,
         lambda name, keys, make: corpus.index(node.index, name, [ref for key in keys if (ref := _ref(node, key)) is not None], make),
     )  # fmt: skip
-    found: Mapping[str, pa.Array] | None = stage.resolve_columns(evidence)
+    found: Mapping[str, pa.Array | OfPlaces] | None = stage.resolve_columns(evidence)
     if found is None:
         vectors = any(ref is not None and isinstance(chain.type_of(ref), Vector) for ref in node.reads_resolve.values())
         found = _part_by_part(chain, node, corpus, alive, wanted) if vectors else _by_query(chain, node, corpus, alive, wanted)
     if missing := wanted - set(found):
         raise Fatal(f"{node.name}.resolve_columns gave no {', '.join(sorted(missing))}")
-    return {Ref(node.index, name, True): _cast(found[name], node.resolves[name]) for name in wanted}
+    return {Ref(node.index, name, True): _cast(found[name], node.resolves[name], name in later) for name in wanted}
 
 
-def _wanted(chain: Chain, node: Node) -> frozenset[str]:
-    """Columns that a later stage or the stage's own `decide` reads; of what stages judge by columns, lists and structs only where a later one reads them."""
-    read = {
+def _read_later(chain: Chain, node: Node) -> frozenset[str]:
+    """Columns of a resolve that a later stage reads."""
+    return frozenset(
         ref.column
         for later in chain.nodes[node.index :]
         for ref in (*later.reads.values(), *later.reads_decide.values(), *later.reads_resolve.values())
         if ref is not None and ref.resolved and ref.node == node.index
-    }
+    )
+
+
+def _own(node: Node) -> frozenset[str]:
+    """Columns of a resolve that the stage's own `decide` may read; where it judges by columns, no lists and structs."""
     assert node.stage is not None
     plain = node.stage.has_decide_columns
-    own = {name for name, kind in node.resolves.items() if node.stage.has_decide and not (plain and pa.types.is_nested(kind))}
-    return frozenset(read | own)
+    return frozenset(name for name, kind in node.resolves.items() if node.stage.has_decide and not (plain and pa.types.is_nested(kind)))
 
 
 def _ref(node: Node, key: str) -> Ref | None:
@@ -90,8 +94,12 @@ def _column(node: Node, corpus: Corpus, key: str) -> pa.Array:
     return pa.nulls(corpus.rows) if ref is None else corpus.column(ref)
 
 
-def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    return column if column.type == kind else column.cast(kind)
+def _cast(column: pa.Array | OfPlaces, kind: pa.DataType, read_later: bool) -> pa.Array | OfPlaces:
+    """The column in its declared type; a dictionary that only the stage itself reads stays one."""
+    if not isinstance(column, pa.Array):
+        return lambda places: _cast(column(places), kind, True)
+    same = column.type == kind or (not read_later and pa.types.is_dictionary(column.type) and column.type.value_type == kind)
+    return column if same else column.cast(kind)
 
 
 def _by_query(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray, wanted: frozenset[str]) -> dict[str, pa.Array]:

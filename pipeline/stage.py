@@ -169,9 +169,10 @@ class Stage:
         """Corpus-wide step: columns part, row and those of `resolves` for the rows that get a value, made from `evidence`, in any order."""
         raise NotImplementedError(f"{self.name} has no resolve")
 
-    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array] | None:
+    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array | OfPlaces] | None:
         """`resolve` over whole columns, for `whatif`: the columns of `evidence.wanted` with the values that `resolve` gives ([N]; of rows that are not
-        alive any value). None, the default, where it has no shorter way: then `resolve` is asked."""
+        alive any value), or a function that makes those of some rows, for a column that is told of a few. Texts may be dictionaries. None, the default,
+        where it has no shorter way: then `resolve` is asked."""
         return None
 
     @property
@@ -227,6 +228,9 @@ class Evidence:
     vectors: Callable[[str], Iterator[VectorBlock]] = _no_vectors
     scratch: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+OfPlaces: TypeAlias = Callable[["np.ndarray"], pa.Array]  # values of some rows of the run, from their places (int64 [M])
 
 
 @dataclass

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 from pydantic import model_validator
 
 from pipeline import stage as machine
 from pipeline.errors import RecipeError
-from pipeline.stage import Evidence, Row, Stage, decides
+from pipeline.reason_columns import reason_column
+from pipeline.stage import ColumnEvidence, Evidence, OfPlaces, Row, Stage, decides
 from schemas.outcome import Drop, Reason, cap_detail
 from stages.balancing.groups import Cap, CapRule, Quota, QuotaRule, Reduce, ReduceRule
 from stages.balancing.metaclip import Metadata, MetadataRule
 from stages.balancing.rule import Judging, Rule, head_and_tail
+from stages.balancing.whole import Judged, Seen, judge_whole
 from stages.dups.keeper import ROW_KEY
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ class Balance(Stage):
         con.execute(f"CREATE OR REPLACE VIEW balance_seen_0 AS SELECT *, {ROW_KEY} AS key FROM rows")
         told = []
         for nth, rule in enumerate(self.rules):
-            at = Judging(con, f"balance_seen_{nth}", f"balance_out_{nth}", "balance_members", f"{evidence.seed}:{self.params.seed}:{nth}")
+            at = Judging(con, f"balance_seen_{nth}", f"balance_out_{nth}", "balance_members", self._seed(evidence.seed, nth))
             more = rule.judge(at)
             after = f"SELECT s.* FROM {at.rows} s ANTI JOIN (SELECT key FROM {at.out} WHERE NOT kept) o USING (key)"
             con.execute(f"CREATE OR REPLACE VIEW balance_seen_{nth + 1} AS {after}")
@@ -94,6 +97,24 @@ class Balance(Stage):
             told.append({"rule": rule.title, **rows, **more, **head_and_tail(at)})
         evidence.facts["balance"] = told
         return con.sql(self._answer())
+
+    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array | OfPlaces] | None:
+        """Without `metadata`, whose entries are matched in texts: for it the query is asked."""
+        seen, found = evidence.alive, list[Judged]()
+        for nth, rule in enumerate(self.rules):
+            judged = judge_whole(rule, Seen(evidence, seen, self._seed(evidence.seed, nth)))
+            if judged is None:
+                return None
+            seen = seen & ~judged.gone
+            found.append(judged)
+        return {
+            "balance_reason": reason_column(len(seen), [(evidence.alive & ~seen, Reason.BALANCED_OUT)]),
+            "balance_detail": lambda places: _details(found, places),
+            "keep_probability": lambda places: _probabilities(found, places),
+        }
+
+    def _seed(self, run: int, nth: int) -> str:
+        return f"{run}:{self.params.seed}:{nth}"
 
     def _answer(self) -> str:
         """SQL that joins what the rules found: the detail of the one that put the row out, the product of all probabilities up to it."""
@@ -107,3 +128,23 @@ class Balance(Stage):
                 coalesce({details}) AS balance_detail, round({probability}, 9)::FLOAT AS keep_probability{more}
             FROM balance_seen_0 s {joins}
         """
+
+
+def _details(found: Sequence[Judged], places: np.ndarray) -> pa.Array:
+    """What the rule that took a row out says, null for rows that stay."""
+    told = np.full(len(places), None, object)
+    for judged in found:
+        out = np.flatnonzero(judged.gone[places])
+        told[out] = judged.detail(places[out])
+    return pa.array(told, pa.string())
+
+
+def _probabilities(found: Sequence[Judged], places: np.ndarray) -> pa.Array:
+    """The product over the rules that saw the row, rounded as SQL does it: halves away from zero."""
+    product, sees = np.ones(len(places)), np.ones(len(places), bool)
+    for judged in found:
+        product[sees] *= judged.probability(places[sees])
+        sees &= ~judged.gone[places]
+    scaled = product * 1e9
+    whole = np.floor(scaled)
+    return pa.array(((whole + (scaled - whole >= 0.5)) / 1e9).astype(np.float32))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 
 _UNIT = 2.0**-53
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -17,6 +19,14 @@ def row_hash(seed: str, *columns: str) -> str:
 def uniform_sql(bits: str) -> str:
     """SQL of a number in [0, 1) from SQL of 64 bits."""
     return f"(({bits}) >> 11) * {_UNIT!r}"
+
+
+def evaluate(sql: str, **columns: pa.Array) -> pa.Array:
+    """Values of an SQL expression over columns of one length, in the order of the rows: what the rules ask in their queries, asked of arrays."""
+    with duckdb.connect() as con:
+        con.register("incoming", pa.table(columns))
+        told = con.sql(f"SELECT {sql} AS told FROM incoming").to_arrow_table()["told"].combine_chunks()
+    return pa.concat_arrays(told.chunks) if isinstance(told, pa.ChunkedArray) else told
 
 
 def uniform(rows: np.ndarray, things: np.ndarray) -> np.ndarray:

@@ -93,8 +93,6 @@ class ReduceRule:
         total = at.one(f"SELECT count(*) FROM {at.rows}")
         best = math.floor(Fraction(str(params.quantile)) * total) if params.score else total
         score = f"CAST({quoted(params.score)} AS DOUBLE)" if params.score else "0.0"
-        seed = at.seed.replace("'", "''")
-        first = uniform_sql(f"md5_number_lower('{seed}:first:' || name)")
         con.execute(
             f"""
             CREATE OR REPLACE TABLE {at.out} AS
@@ -103,12 +101,13 @@ class ReduceRule:
                 FROM {at.rows} JOIN {at.members} USING (key)
             ), ranked AS (
                 SELECT *, row_number() OVER (PARTITION BY name ORDER BY draw, key) - 1 AS nth, count(*) OVER (PARTITION BY name) AS n,
-                    score IS NOT NULL AND row_number() OVER (ORDER BY score DESC NULLS LAST, draw, key) <= {best} AS good, {first} AS first FROM drawn
+                    score IS NOT NULL AND row_number() OVER (ORDER BY score DESC NULLS LAST, draw, key) <= {best} AS good,
+                    {first_sql(at.seed)} AS first FROM drawn
             ), chosen AS (
-                SELECT *, floor((nth + 1) * {params.ratio!r} + first) > floor(nth * {params.ratio!r} + first) AS drawn FROM ranked
+                SELECT *, {drawn_sql(params.ratio)} AS drawn FROM ranked
             )
             SELECT key, drawn AND good AS kept, CASE WHEN good THEN {params.ratio!r} ELSE 0 END AS probability,
-                CASE WHEN NOT good THEN 'score ' || coalesce(CAST(score AS VARCHAR), 'null') || ', not among the best {best} of {total} rows'
+                CASE WHEN NOT good THEN 'score ' || {SCORE_SHOWN} || ', not among the best {best} of {total} rows'
                      WHEN NOT drawn THEN 'cluster ' || name || ': {params.ratio:g} of ' || n || ' rows stay' END AS detail FROM chosen
             """
         )
@@ -151,12 +150,30 @@ class QuotaRule:
         return {"quotas": dict(self.params.max)}
 
 
+SCORE_SHOWN: Final = "coalesce(CAST(score AS VARCHAR), 'null')"
+
+
+def first_sql(seed: str) -> str:
+    """SQL of the place in [0, 1) from which on a cluster (`name`) is counted."""
+    return uniform_sql(f"md5_number_lower('{seed.replace(chr(39), chr(39) * 2)}:first:' || name)")
+
+
+def drawn_sql(ratio: float) -> str:
+    """SQL: whether the row with `nth` rows of its cluster before it is one of those that stay; `first` as `first_sql` gives it."""
+    return f"floor((nth + 1) * {ratio!r} + first) > floor(nth * {ratio!r} + first)"
+
+
+def name_sql(column: str, blob: bool) -> str:
+    """SQL of a group's name from its value."""
+    return f"lower(hex({column}))" if blob else f"CAST({column} AS VARCHAR)"
+
+
 def group_values(at: Judging, expression: Expression, table: str) -> None:
     """Table of key and name (the expression's value as text) of the rows where it is not null. A bare column stays inside DuckDB."""
     con = at.con
     if expression.is_column:
         column = quoted(expression.columns[0])
-        value = f"lower(hex({column}))" if con.sql(f"SELECT {column} FROM rows LIMIT 0").types[0].id == "blob" else f"CAST({column} AS VARCHAR)"
+        value = name_sql(column, con.sql(f"SELECT {column} FROM rows LIMIT 0").types[0].id == "blob")
         con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT key, {value} AS name FROM {at.rows} WHERE {column} IS NOT NULL")
         return
     con.execute(f"CREATE OR REPLACE TABLE {table} (key BIGINT, name VARCHAR)")
