@@ -44,7 +44,8 @@ def columns_of(seed: int) -> dict[str, pa.Array]:
 
 CAPS = ["cluster", "level", "digest", "good", "query", "none", "cluster % 4", "host(url)", "cluster + level"]
 RULES: list[dict[str, Any]] = [
-    *({"caps": [{"by": by, "max": most}]} for by in CAPS for most in (0, 3, 1000)),
+    *({"caps": [{"by": by, "max": 3}]} for by in CAPS),
+    *({"caps": [{"by": "cluster", "max": most}]} for most in (0, 1000)),
     *({"reduce": {"ratio": ratio, "quantile": quantile}} for ratio, quantile in ((0.5, 0.5), (0.3, 0.7), (1 / 3, 0), (1, 1), (0, 1))),
     *({"reduce": {"cluster": by, "ratio": 0.7, "score": None}} for by in ("query", "level", "digest", "none")),
     {"reduce": {"cluster": "query", "score": "cluster", "quantile": 0.4}},
@@ -61,7 +62,7 @@ def test_each_rule_and_all_together_give_what_the_queries_give() -> None:
     out = 0
     for nth, params in enumerate(RULES):
         stage, columns, kept = Balance(Balance.Params(**params)), columns_of(nth % 3), dict[str, Any]()
-        for share in (1.0, 0.6, 0.0):
+        for share in (1.0, 0.6) if nth else (0.6, 0.0):
             alive = np.random.default_rng(nth).random(ROWS) < share
             told = stage.resolve_columns(evidence_of(columns, alive, list(stage.resolves), kept))
             assert told is not None, params
@@ -72,7 +73,7 @@ def test_each_rule_and_all_together_give_what_the_queries_give() -> None:
                 found = column.take(pa.array(places)) if isinstance(column, pa.Array) else column(places)
                 assert found.to_pylist() == expected[name].take(pa.array(places)).to_pylist(), (params, share, name)
             out += len(places) - expected["balance_reason"].take(pa.array(places)).null_count
-    assert out > 20 * ROWS
+    assert out > 10 * ROWS
 
 
 def test_what_columns_cannot_judge_is_left_to_the_query() -> None:
