@@ -121,6 +121,16 @@ class Corpus:
             return make()
         return self.kept(f"{self.run.chain.nodes[node].name}.index.{name}", digest_of(name, self.stamp_of(refs)), make)
 
+    def index_of(self, node: int, name: str, array: pa.Array, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """As `index`, for what follows from an array: kept where it is the memory of a stored column or of a field of one."""
+        for ref, column in list(self._columns.items()):
+            fields = column.type if pa.types.is_struct(column.type) else ()
+            for at, part in enumerate([column, *(column.field(place) for place in range(len(fields)))]):
+                if _same_memory(part, array):
+                    stamp = digest_of(name, ref.node, ref.column, ref.resolved, at, self.stamp_of([ref]))
+                    return self.kept(f"{self.run.chain.nodes[node].name}.index.{name}", stamp, make)
+        return make()
+
     def _open(self, name: str, stamp: str) -> pa.Table | None:
         path = self.folder / _file_name(name, stamp)
         try:
@@ -147,6 +157,12 @@ class Corpus:
             if other != path:
                 other.unlink(missing_ok=True)
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _same_memory(one: pa.Array, other: pa.Array) -> bool:
+    if one.type != other.type or one.offset != other.offset or len(one) != len(other):
+        return False
+    return [buffer and buffer.address for buffer in one.buffers()] == [buffer and buffer.address for buffer in other.buffers()]
 
 
 def _file_name(name: str, stamp: str) -> str:

@@ -58,6 +58,7 @@ def resolve_whole(chain: Chain, node: Node, corpus: Corpus, alive: np.ndarray) -
     evidence = ColumnEvidence(
         lambda key: _column(node, corpus, key), alive, corpus.starts, chain.recipe.seed, wanted,
         lambda name, keys, make: corpus.index(node.index, name, [ref for key in keys if (ref := _ref(node, key)) is not None], make),
+        lambda name, array, make: corpus.index_of(node.index, name, array, make),
     )  # fmt: skip
     found: Mapping[str, pa.Array | OfPlaces] | None = stage.resolve_columns(evidence)
     if found is None:

@@ -239,7 +239,8 @@ class ColumnEvidence:
 
     column(key): of `reads_resolve` or 'sample_id', also of rows that are not alive (null type where the recipe has none). `alive` bool [N] are the rows that
     `resolve` would see; `starts` int64 [parts + 1] is where each part begins. index(name, keys, make): arrays that follow from the columns
-    `keys` alone, whatever rows are alive, made once and kept on disk while those columns stand.
+    `keys` alone, whatever rows are alive, made once and kept on disk while those columns stand. index_of(name, array, make): the same for what follows from
+    an array that may be the memory of a stored column, as a field is that an earlier resolve took over whole; else it is made in memory.
     """
 
     column: Callable[[str], pa.Array]
@@ -248,6 +249,7 @@ class ColumnEvidence:
     seed: int
     wanted: frozenset[str]
     index: Callable[[str, Sequence[str], Callable[[], dict[str, np.ndarray]]], dict[str, np.ndarray]]
+    index_of: Callable[[str, pa.Array, Callable[[], dict[str, np.ndarray]]], dict[str, np.ndarray]]
 
 
 class Source:

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import Fatal, RecipeError
-from pipeline.reason_columns import is_true, reason_column
-from pipeline.stage import ColumnEvidence, ColumnType, Evidence, Params, Row, Stage, decides
+from pipeline.stage import ColumnEvidence, ColumnType, Evidence, OfPlaces, Params, Row, Stage, decides
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
@@ -78,7 +76,9 @@ class Dedup(Stage):
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         kind = columns["kind"]
-        return reason_column(len(kind), [(is_true(pc.equal(kind, name)), reason) for name, reason in REASONS.items()])
+        told = kind if pa.types.is_dictionary(kind.type) else kind.dictionary_encode()
+        names = [None if name is None else str(REASONS[name]) for name in told.dictionary.to_pylist()]
+        return pa.DictionaryArray.from_arrays(told.indices, pa.array(names, pa.string()))
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Equal bytes and equal hashes are found by DuckDB; only rows that have a duplicate come into memory."""
@@ -98,7 +98,7 @@ class Dedup(Stage):
         con.unregister("dup_found")
         return _with_distance(con, keepers(con, self.params.max_texts, self.params.keeper), hashed, embedded)
 
-    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array] | None:
+    def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array | OfPlaces] | None:
         """Without the texts, turned copies and embeddings: for these the query is asked."""
         if "texts" in evidence.wanted or has_turned(evidence) or has_structs(evidence, "semantic_evidence"):
             return None

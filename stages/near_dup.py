@@ -104,7 +104,7 @@ class NearDup(Stage):
         keys = (by, f"{by}_quality", f"{by}_turned")
         columns = [evidence.column(key) for key in keys]
         made = lambda: all_pairs(*columns, least, BYTES[by], self.distance)  # noqa: E731
-        found = living_pairs(evidence.index(f"pairs.{by}.{least}.{self.distance}", keys, made), evidence.alive)
+        found = living_pairs(evidence.index(f"near.{by}.{least}.{self.distance}", keys, made), evidence.alive)
         if found is None:
             return None
         eligible = evidence.alive & is_true(pc.greater_equal(columns[1], least)) & ~is_null(columns[0])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.reason_columns import as_floats, as_numbers, is_null
-from pipeline.stage import ColumnEvidence
+from pipeline.stage import ColumnEvidence, OfPlaces
 from stages.dups.keeper import KeeperBy
 from stages.dups.links import NO_LINKS, Links, joined
 from stages.dups.whole_groups import best_of, bits_between, equal_groups, firsts, hex_column, living_groups, spread_of
@@ -19,10 +18,13 @@ from stages.dups.whole_pairs import fixed_bytes
 
 @dataclass
 class Hashes:
-    """near_evidence as arrays: `rows` with a hash (int64 [M]) and their words (uint64 [W, M]), the links and the distance that was searched."""
+    """near_evidence as arrays: which living rows are `hashed` (bool [N]), the words of all hashes (uint64 [W, N]), the rows whose hash another row has too
+    and its number (`rows`, `group`, whatever rows live), the links and the distance that was searched."""
 
-    rows: np.ndarray
+    hashed: np.ndarray
     words: np.ndarray
+    rows: np.ndarray
+    group: np.ndarray
     left: np.ndarray
     right: np.ndarray
     distance: np.ndarray
@@ -36,17 +38,28 @@ def read_hashes(evidence: ColumnEvidence) -> Hashes | None:
     if not pa.types.is_struct(column.type):
         return None
     hashed = evidence.alive & ~is_null(column)
-    rows = np.flatnonzero(hashed)
-    if not len(rows):
+    if not hashed.any():
         return None
-    hashes, lists = column.field("hash"), column.field("pairs")
-    width, within = len(hashes[int(rows[0])].as_py()), column.field("within")[int(rows[0])].as_py()
-    words = np.ascontiguousarray(fixed_bytes(pa.chunked_array([hashes.take(pa.array(rows))]), width).view(np.uint64).T)
-    flat = lists.flatten()
+    some, hashes, lists = int(np.argmax(hashed)), column.field("hash"), column.field("pairs")
+    width, within = len(hashes[some].as_py()), column.field("within")[some].as_py()
+    index = evidence.index_of("hashes", hashes, lambda: hash_groups(hashes, width))
+    flat, lengths = lists.flatten(), as_numbers(pc.list_value_length(lists).fill_null(0))
     right = evidence.starts[as_numbers(flat.field("part"))] + as_numbers(flat.field("row"))
-    left = np.repeat(np.arange(len(column)), as_numbers(pc.list_value_length(lists).fill_null(0)))
+    paired = np.flatnonzero(lengths)
+    left = np.repeat(paired, lengths[paired])
     both = hashed[left] & evidence.alive[right]
-    return Hashes(rows, words, left[both], right[both], as_numbers(flat.field("distance"))[both], width, within)
+    words = index["words"].reshape(-1, len(hashed))
+    return Hashes(hashed, words, index["rows"], index["group"], left[both], right[both], as_numbers(flat.field("distance"))[both], width, within)
+
+
+def hash_groups(column: pa.Array, width: int) -> dict[str, np.ndarray]:
+    """`words` of the hashes of all rows (uint64 [W * N], zeros where there is none), `rows` with equal ones and the number of their `group`."""
+    rows = np.flatnonzero(~is_null(column))
+    words = np.zeros((width // 8, len(column)), np.uint64)
+    own = np.ascontiguousarray(fixed_bytes(pa.chunked_array([column.take(pa.array(rows))]), width).view(np.uint64).T)
+    words[:, rows] = own
+    places, group = equal_groups(own)
+    return {"words": words.reshape(-1), "rows": rows[places], "group": group}
 
 
 def has_structs(evidence: ColumnEvidence, key: str) -> bool:
@@ -62,15 +75,16 @@ class ArrayMeasures:
     """Bits between rows of the run, as `stages.dups.links.Measures` has them, from arrays; no turned copies, no embeddings."""
 
     def __init__(self, found: Hashes | None):
-        self.rows = np.empty(0, np.int64) if found is None else found.rows
-        self.hashes = np.zeros((1, 1), np.uint64) if found is None else np.concatenate([found.words, np.zeros((len(found.words), 1), np.uint64)], axis=1)
-        self.words, self.hashed = self.hashes[:, :0], np.empty(0, bool)
+        self.found = found
+        self.words, self.hashed = np.zeros((1, 0), np.uint64), np.empty(0, bool)
 
     def read(self, keys: np.ndarray, label: np.ndarray, linked: np.ndarray) -> None:
         """Hashes of all `keys` (rows of the run), zeros for a row without one."""
-        place = np.searchsorted(self.rows, keys)
-        self.hashed = np.append(self.rows, -1)[place] == keys
-        self.words = self.hashes[:, np.where(self.hashed, place, -1)]
+        if self.found is None:
+            self.words, self.hashed = np.zeros((1, len(keys)), np.uint64), np.zeros(len(keys), bool)
+            return
+        self.hashed = self.found.hashed[keys]
+        self.words = np.where(self.hashed, self.found.words[:, keys], np.uint64(0))
 
     def between(self, a: int, b: int) -> int:
         """0 where one has no hash, so that their link decides alone."""
@@ -90,14 +104,13 @@ def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
     return {"rows": rows[places], "group": group}
 
 
-def decide_whole(evidence: ColumnEvidence, found: Hashes | None, most: int, reach: int, keeper: KeeperBy) -> dict[str, pa.Array]:
+def decide_whole(evidence: ColumnEvidence, found: Hashes | None, most: int, reach: int, keeper: KeeperBy) -> dict[str, pa.Array | OfPlaces]:
     """dup_of, kind, distance, cosine (null) and dup_component of all rows (null for rows that are in no component). most: bits that join two images."""
     index = evidence.index("bytes", ("raw_sha256",), lambda: bytes_groups(evidence.column("raw_sha256")))
     byte_rows, byte_group = living_groups(index["rows"], index["group"], evidence.alive)
     same, near = [_to_first(byte_rows, byte_group)], NO_LINKS
     if found is not None:
-        places, group = equal_groups(found.words)
-        same.append(_to_first(found.rows[places], group))
+        same.append(_to_first(*living_groups(found.rows, found.group, found.hashed)))
         close = found.distance <= most
         near = Links(found.left[close], found.right[close], found.distance[close])
     keys, labels, _ = joined(same, near, NO_LINKS, reach, ArrayMeasures(found))
@@ -128,23 +141,34 @@ def _best(evidence: ColumnEvidence, rows: np.ndarray, group: np.ndarray, keeper:
     return best_of(group, most, (ids[:, 0].astype(np.uint64), ids[:, 1].astype(np.uint64)))
 
 
-def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, best: np.ndarray, same_bytes: np.ndarray) -> dict[str, pa.Array]:
-    total = len(evidence.alive)
+def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, best: np.ndarray, same_bytes: np.ndarray) -> dict[str, pa.Array | OfPlaces]:
     goes = rows != best
-    place = np.full(total, -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    in_component = pa.array(place, mask=place < 0)
-    ids = hex_column(fixed_bytes(pa.chunked_array([evidence.column("sample_id").take(pa.array(best))]), 16))
-    kind = pa.array(np.where(same_bytes, "bytes", "near"), mask=~goes)
-    made: dict[str, Any] = {"dup_of": pc.if_else(pa.array(goes), ids, pa.scalar(None, pa.string())), "kind": kind, "dup_component": ids}
-    made["distance"] = _distances(found, rows, best, goes)
-    made["cosine"] = pa.nulls(len(rows), pa.float32())
-    return {name: column.take(in_component) for name, column in made.items()}
+    kinds = np.full(len(evidence.alive), -1, np.int8)
+    kinds[rows[goes]] = np.where(same_bytes[goes], 0, 1)
+    order = np.argsort(rows)
+    rising, keeper = rows[order], best[order]
 
+    def ids(places: np.ndarray, only_gone: bool) -> pa.Array:
+        at = np.minimum(np.searchsorted(rising, places), max(0, len(rising) - 1))
+        told = rising[at] == places if len(rising) else np.zeros(len(places), bool)
+        own = keeper[at[told]]
+        hexes = hex_column(fixed_bytes(pa.chunked_array([evidence.column("sample_id").take(pa.array(own))]), 16))
+        place = np.full(len(places), -1)
+        place[told] = np.where(own != places[told], np.arange(len(own)), -1) if only_gone else np.arange(len(own))
+        return hexes.take(pa.array(place, mask=place < 0))
 
-def _distances(found: Hashes | None, rows: np.ndarray, best: np.ndarray, goes: np.ndarray) -> pa.Array:
-    if found is None:
-        return pa.nulls(len(rows), pa.int16())
-    own, keeper = (np.minimum(np.searchsorted(found.rows, some), len(found.rows) - 1) for some in (rows, best))
-    both = goes & (found.rows[own] == rows) & (found.rows[keeper] == best)
-    return pa.array(bits_between(found.words, own, keeper), mask=~both)
+    def distance(places: np.ndarray) -> pa.Array:
+        if found is None:
+            return pa.nulls(len(places), pa.int16())
+        to = places.copy()
+        gone = kinds[places] >= 0
+        to[gone] = keeper[np.searchsorted(rising, places[gone])]
+        return pa.array(bits_between(found.words, places, to), mask=~(gone & found.hashed[places] & found.hashed[to]))
+
+    return {
+        "kind": pa.DictionaryArray.from_arrays(pa.array(kinds, mask=kinds < 0), pa.array(["bytes", "near"])),
+        "dup_of": lambda places: ids(places, True),
+        "dup_component": lambda places: ids(places, False),
+        "distance": distance,
+        "cosine": lambda places: pa.nulls(len(places), pa.float32()),
+    }

@@ -19,7 +19,8 @@ def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 
 def all_pairs(hashes: pa.Array, quality: pa.Array, turned: pa.Array, least: int, width: int, distance: int) -> dict[str, np.ndarray]:
-    """Of all rows with a hash and enough to see: `rows` and the number of their hash (`ids`), and the pairs of distinct hashes (`left`, `right`, `distance`).
+    """The pairs of distinct hashes (`left`, `right`, `distance`) among all rows with a hash and enough to see; `rows` (rising) that have a hash of some pair,
+    and `ids`, the number of it.
 
     `usable` is [0] and the rest empty where pairs of some rows do not follow from those of all: with turned copies, and where a clump is stored by a forest.
     """
@@ -34,9 +35,14 @@ def all_pairs(hashes: pa.Array, quality: pa.Array, turned: pa.Array, least: int,
         unique = distinct if width == 8 else distinct.view(np.uint8).reshape(-1, width)
         pairs = join(list(near_pairs(unique, distance, on_clump=lambda: clumps.append(1))))
     usable = not turns and not clumps
+    paired, ends = np.unique(np.concatenate([pairs.left, pairs.right]), return_inverse=True)  # most hashes have no pair
+    place = np.full(len(distinct), -1, np.int32)
+    place[paired] = np.arange(len(paired))
+    has = place[ids] >= 0
     empty = slice(None) if usable else slice(0, 0)
-    found = {"rows": rows, "ids": ids.astype(np.int32), "left": pairs.left.astype(np.int32), "right": pairs.right.astype(np.int32), "distance": pairs.distance}
-    return {"usable": np.array([usable], np.uint8), **{name: array[empty] for name, array in found.items()}}
+    found = {"rows": rows[has], "ids": place[ids[has]], "left": ends[: len(pairs)], "right": ends[len(pairs) :], "distance": pairs.distance}
+    numbers = {name: found[name].astype(np.int32) for name in ("ids", "left", "right")}
+    return {"usable": np.array([usable], np.uint8), **{name: array[empty] for name, array in (found | numbers).items()}}
 
 
 def living_pairs(index: dict[str, np.ndarray], alive: np.ndarray) -> Pairs | None:
