@@ -26,6 +26,13 @@ def as_floats(column: pa.Array) -> np.ndarray:
     return as_numbers(floats.fill_null(np.nan) if floats.null_count else floats)
 
 
+def as_stored(column: pa.Array) -> np.ndarray:
+    """A column of numbers as floats [N], NaN where it is null: float32 as it lies in memory, all others as float64."""
+    if pa.types.is_float32(column.type) or pa.types.is_float64(column.type):
+        return as_numbers(column.fill_null(np.nan) if column.null_count else column)
+    return as_floats(column)
+
+
 def as_numbers(column: pa.Array) -> np.ndarray:
     """A column of numbers without nulls as it lies in memory: `to_numpy` first imports pandas, where there is one."""
     data = np.frombuffer(column.buffers()[1] or b"", column.type.to_pandas_dtype())
@@ -40,6 +47,21 @@ def rounded(values: np.ndarray, digits: int) -> np.ndarray:
         doubtful = np.flatnonzero((np.abs(scaled - np.floor(scaled) - 0.5) < 1e-3) | (np.abs(scaled) > 1e12))
     found[doubtful] = [round(value, digits) for value in values[doubtful].tolist()]
     return found
+
+
+def rounded_below(values: np.ndarray, digits: int, limit: float) -> np.ndarray:
+    """`round(value, digits) < limit` of each of floats [N] (bool [N]): only values near the limit are rounded. NaN is not below."""
+    margin = 10.0**-digits + abs(limit) * 1e-6  # more than rounding moves a value, float32's own included
+    low, high = limit - margin, limit + margin
+    found = values < low
+    doubtful = np.flatnonzero((values <= high) & ~found)
+    found[doubtful] = rounded(values[doubtful].astype(np.float64), digits) < limit
+    return found
+
+
+def rounded_above(values: np.ndarray, digits: int, limit: float) -> np.ndarray:
+    """`round(value, digits) > limit` of each, as `rounded_below`."""
+    return rounded_below(-values, digits, -limit)
 
 
 def is_null(column: pa.Array) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from pipeline.chain import Chain, Node, Ref
 from pipeline.changed import Changed
 from pipeline.corpus import Corpus
 from pipeline.errors import RecipeError
-from pipeline.reason_columns import as_floats, as_numbers
+from pipeline.reason_columns import as_numbers, as_stored
 from pipeline.reasons import differences, section_of
 from pipeline.stage import ColumnType, Stage
 from pipeline.store import VALUES, VERDICTS
 from pipeline.whatif import KEPT, Fate, Found, decide_refs, drops_of, walk
 
 SAMPLE = 20_000  # rows whose tokens are counted
+_THREADS = 2  # stages whose examples are looked for together
 _TEXT = 100  # characters of an example's text
 
 
@@ -45,7 +47,7 @@ def whatif(changed: Changed, examples: int = 3, tokens: bool = True) -> dict[str
         "stages": _by_reason(changed, found),
         "texts": {"now": texts.count(now), "then": texts.count(then)},
         "resolved_again": found.resolved,
-        "examples": [example for node in _changed_nodes(changed, found) for example in _Boundary(changed.chain, corpus, found, node, texts).examples(examples)],
+        "examples": _examples(changed, corpus, found, texts, examples),
         "estimate": f"for the {corpus.rows:,} rows of this run; a fresh input may differ"
         + (f"; {undecided:,} rows are undecided until they are measured" if undecided else ""),
         "cache": {"folder": str(corpus.folder), "files_made": corpus.made},
@@ -132,10 +134,14 @@ class _Texts:
         return {"rows": rows, "tokens": np.array([len(tokenizer.encode(text)) for text in self.of(rows)], np.int64)}
 
 
-def _changed_nodes(changed: Changed, found: Found) -> Iterator[Node]:
-    """Stages that judge otherwise than before."""
-    for index in found.judged:
-        yield changed.chain.nodes[index]
+def _examples(changed: Changed, corpus: Corpus, found: Found, texts: _Texts, count: int) -> list[dict[str, Any]]:
+    """Of each stage that judges otherwise than before, in the chain's order; stages do not wait for each other."""
+
+    def of(index: int) -> list[dict[str, Any]]:
+        return _Boundary(changed.chain, corpus, found, changed.chain.nodes[index], texts).examples(count)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [example for some in pool.map(of, found.judged) for example in some]
 
 
 class _Boundary:
@@ -157,20 +163,20 @@ class _Boundary:
 
     def _nearest(self, count: int) -> tuple[str | None, np.ndarray, np.ndarray]:
         for name, ref in decide_refs(self.node).items():
-            if ref is None or not _is_number(self.chain.type_of(ref)):
+            # A column that a resolve in memory makes for the rows told of cuts nothing.
+            if ref is None or not _is_number(self.chain.type_of(ref)) or not isinstance(self.corpus.moved.get(ref, pa.nulls(0)), pa.Array):
                 continue
             column = self.corpus.column(ref)
             if column.null_count == len(column):
                 continue
-            values = as_floats(column)
-            kept, dropped = (np.flatnonzero(side & ~np.isnan(values)) for side in (self.kept, self.dropped))
-            if not len(kept) or not len(dropped):
+            values = as_stored(column)
+            low, high = (_bounds(values[side]) for side in (self.kept, self.dropped))
+            if low is None or high is None:
                 continue
-            low, high = values[kept], values[dropped]
-            if high.max() <= low.min():
-                return name, kept[_first(low, count)], dropped[_first(-high, count)]
-            if high.min() >= low.max():
-                return name, kept[_first(-low, count)], dropped[_first(high, count)]
+            if high[1] <= low[0]:
+                return name, _first(values, self.kept, count), _first(-values, self.dropped, count)
+            if high[0] >= low[1]:
+                return name, _first(-values, self.kept, count), _first(values, self.dropped, count)
         kept, dropped = (np.flatnonzero(self.moved & side)[:count] for side in (self.kept, self.dropped))
         return None, kept, dropped
 
@@ -197,10 +203,20 @@ class _Boundary:
         return "" if table is None else f"now {table['detail'][place - int(self.corpus.starts[part])].as_py()}"
 
 
-def _first(values: np.ndarray, count: int) -> np.ndarray:
-    """Places of the smallest values, in their order."""
-    some = np.argpartition(values, count)[:count] if len(values) > count else np.arange(len(values))
-    return some[np.argsort(values[some], kind="stable")]
+def _bounds(values: np.ndarray) -> tuple[Any, Any] | None:
+    """Least and greatest of some numbers, NaN left out; None where there are none."""
+    if not len(values):
+        return None
+    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+    return None if np.isnan(low) else (low, high)
+
+
+def _first(values: np.ndarray, side: np.ndarray, count: int) -> np.ndarray:
+    """Places of the smallest values of one side (bool [N]), in their order, equal ones by place."""
+    own = values[side]
+    least = np.partition(own, count - 1)[count - 1] if 0 < count <= len(own) else np.nan
+    places = np.flatnonzero(side & (np.isfinite(values) if np.isnan(least) else values <= least))
+    return places[np.argsort(values[places], kind="stable")[:count]]
 
 
 def _is_number(kind: ColumnType) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import Fatal
-from pipeline.reason_columns import as_floats, is_null, reason_column, rounded
+from pipeline.reason_columns import as_stored, is_null, reason_column, rounded_above, rounded_below
 from pipeline.stage import Context, Params, Row, Stage, Values, Vector, decides, tunes
 from schemas.outcome import Drop, Failure, FailureCode, Reason
 from schemas.sample import TEXTS, make_text
@@ -104,10 +104,10 @@ class ClipScore(Stage):
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         column, low, high = columns["clip_score"], self.params.min, self.params.max
-        score = rounded(as_floats(column), 4)
+        score = as_stored(column)
         rules = [(is_null(column), Reason.LOW_CLIP)]
-        rules += [(score < low, Reason.LOW_CLIP)] if low is not None else []
-        rules += [(score > high, Reason.HIGH_CLIP)] if high is not None else []
+        rules += [(rounded_below(score, 4, low), Reason.LOW_CLIP)] if low is not None else []
+        rules += [(rounded_above(score, 4, high), Reason.HIGH_CLIP)] if high is not None else []
         return reason_column(len(score), rules)
 
     def _texts(self, row: Row) -> list[dict[str, Any]]:

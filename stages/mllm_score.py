@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipeline.errors import RecipeError
-from pipeline.reason_columns import as_floats, is_null, reason_column, rounded
+from pipeline.reason_columns import as_stored, is_null, reason_column, rounded_below
 from pipeline.registry import nearest
 from pipeline.stage import ColumnType, Context, Row, Values, decides
 from schemas.outcome import Drop, Failure, FailureCode, Reason
@@ -110,7 +110,7 @@ class MllmScore(ChatStage):
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         low = np.zeros(len(columns[self.params.aspects[0]]), bool)
         for aspect, lowest in self._thresholds().items():
-            low |= is_null(columns[aspect]) | (rounded(as_floats(columns[aspect]), 2) < lowest)
+            low |= is_null(columns[aspect]) | rounded_below(as_stored(columns[aspect]), 2, lowest)
         return reason_column(len(low), [(low, Reason.LOW_MLLM)])
 
     def _thresholds(self) -> Mapping[str, float]:

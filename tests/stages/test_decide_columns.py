@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.reason_columns import rounded
+from pipeline.reason_columns import rounded, rounded_above, rounded_below
 from pipeline.stage import Stage
 from schemas.outcome import Reason
 from stages.balance import Balance
@@ -83,6 +83,10 @@ def test_rounding_is_pythons() -> None:
     values = np.concatenate([values, values.astype(np.float32).astype(np.float64)])
     for digits in (2, 4):
         assert np.array_equal(rounded(values, digits), [round(value, digits) for value in values.tolist()], equal_nan=True)
+        for limit in (0.28, -0.05, 0, 66):
+            near = np.concatenate([values, limit + np.arange(-300, 300) * 10.0**-digits / 100]).astype(np.float32)
+            each = np.array([round(value, digits) for value in near.tolist()])
+            assert np.array_equal(rounded_below(near, digits, limit), each < limit) and np.array_equal(rounded_above(near, digits, limit), each > limit)
 
 
 COLUMNS: dict[str, list[Any]] = {
