@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -32,6 +33,7 @@ def whatif(
     Example:
       pairmill whatif RUN --set clip_score.min=0.27 --set dedup.max_distance=8
     """
+    _leave_pandas()
     from pipeline.changed import changed_run
     from pipeline.whatif_report import whatif as find
     from pipeline.whatif_text import print_whatif
@@ -39,6 +41,24 @@ def whatif(
     found = find(changed_run(run, list(sets or [])), examples, tokens)
     print_json(found) if json else print_whatif(found, results())
     return 0
+
+
+class _WithoutPandas:
+    """A finder of modules for which there is no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name=name)
+
+
+def _leave_pandas() -> None:
+    """For its first array pyarrow imports pandas, where there is one: half a second for what nothing here needs. It looks for it once."""
+    import pyarrow as pa
+
+    sys.meta_path.insert(0, _WithoutPandas)  # type: ignore[arg-type]
+    pa.array([0])
+    sys.meta_path.remove(_WithoutPandas)  # type: ignore[arg-type]
 
 
 @answers
