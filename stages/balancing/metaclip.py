@@ -123,12 +123,10 @@ class MetadataRule:
         con.execute("CREATE OR REPLACE TABLE balance_names AS SELECT * FROM balance_incoming")
         con.execute("CREATE OR REPLACE TABLE balance_matches (key BIGINT, entry INTEGER, u DOUBLE)")
         for batch in con.cursor().sql("SELECT key, bits, text FROM balance_texts").to_arrow_reader(BATCH):
-            found = [matcher(text) for text in batch.column(2).to_pylist()]
-            entries = np.array([place for places in found for place in places], np.int32)
-            rows = np.repeat(np.arange(len(found)), [len(places) for places in found])
+            rows, entries = matcher.of_texts(batch.column(2).cast(pa.string()))
             u = uniform(batch.column(1).to_numpy()[rows], digests[entries])
             con.unregister("balance_incoming")
-            con.register("balance_incoming", pa.table({"key": batch.column(0).to_numpy()[rows], "entry": entries, "u": u}))
+            con.register("balance_incoming", pa.table({"key": batch.column(0).to_numpy()[rows], "entry": entries.astype(np.int32), "u": u}))
             con.execute("INSERT INTO balance_matches SELECT * FROM balance_incoming")
         con.unregister("balance_incoming")
 

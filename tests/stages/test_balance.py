@@ -75,12 +75,18 @@ def published_match(text: str, entries: list[str]) -> list[int]:
 def test_matches_are_those_of_the_published_loop() -> None:
     draw = random.Random(0)
     entries = list(dict.fromkeys(" ".join(draw.choices(WORDS, k=draw.choice([1, 1, 2, 3, 4]))) for _ in range(150)))
-    matcher, hits = Matcher(entries), 0
+    matcher, hits, some = Matcher(entries), 0, []
     for _ in range(600):
         text = "".join(draw.choice(WORDS) + draw.choice([" ", " ", " ", "  ", ", ", ".", "\t", "!", "\n"]) for _ in range(draw.randint(0, 12)))
         assert sorted(matcher(text)) == published_match(text, entries)
         hits += len(matcher(text))
+        some.append(text)
     assert hits > 500
+    odd = ["", " ", "  a", "the  st .", "a\0b", "ÄÖ", "dog  "]
+    spaces = Matcher(["", "a", "a  b", "  a", "the  st .", " ", "b"])
+    for one, several in ((matcher, some), (spaces, some + odd), (Matcher(["äö", "DOG"], True), odd), (Matcher([]), odd)):
+        rows, places = one.of_texts(pa.array(several))
+        assert list(zip(rows.tolist(), places.tolist(), strict=True)) == [(row, place) for row, text in enumerate(several) for place in sorted(one(text))]
     assert Matcher(["Big Dog", "dog"], ignore_case=True)("a BIG dog") == [0, 1] and Matcher(["dog"])("a Dog, hotdog") == []
 
 
