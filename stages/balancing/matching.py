@@ -82,7 +82,8 @@ class Matcher:
             same = text[at] == text[at - 1]
             at, node = at[same], node[same]
             node = tree.after(node, words[at])
-        pairs = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        pairs = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+        pairs = pairs[np.diff(pairs, prepend=-1) != 0]
         return pairs // max(1, len(self.entries)), pairs % max(1, len(self.entries))
 
     @cached_property
