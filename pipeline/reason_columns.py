@@ -13,9 +13,16 @@ def reason_column(rows: int, rules: Sequence[tuple[np.ndarray, str]]) -> pa.Arra
     """The reason of the first rule whose mask (bool [N]) holds, null where none does: dictionary [N]."""
     codes = np.full(rows, -1, np.int8)
     for place in range(len(rules) - 1, -1, -1):
-        codes[rules[place][0]] = place
-    names = pa.array([str(reason) for _, reason in rules], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), names)
+        codes = np.where(rules[place][0], np.int8(place), codes)
+    return dictionary_column(codes, [str(reason) for _, reason in rules])
+
+
+def dictionary_column(codes: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:
+    """Texts by their places in `names` (int8 [N], -1 for null)."""
+    there = codes >= 0
+    buffers = [pa.py_buffer(np.packbits(there, bitorder="little")), pa.py_buffer(codes)]
+    indices = pa.Array.from_buffers(pa.int8(), len(codes), buffers, len(codes) - int(np.count_nonzero(there)))
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
 
 
 def as_floats(column: pa.Array) -> np.ndarray:

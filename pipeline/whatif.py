@@ -28,6 +28,7 @@ from pipeline.store import RESOLVED, VALUES, VERDICTS
 from pipeline.view import mappings
 from schemas.outcome import Drop, Outcome, Status
 
+WHOLE = 10  # all rows are judged where more than one in so many has to be
 KEPT = -1  # place in the chain where a kept row left: nowhere
 
 
@@ -160,8 +161,8 @@ class _Walk:
 
     def _leave(self, node: Node, rows: np.ndarray, reasons: np.ndarray) -> None:
         """Rows (bool [N]) leave at a node."""
-        np.copyto(self.then.left, node.index, where=rows)
-        np.copyto(self.then.reason, reasons, where=rows)
+        self.then.left = np.where(rows, np.int8(node.index), self.then.left)
+        self.then.reason = np.where(rows, reasons, self.then.reason)
         self.alive &= ~rows
 
     def _before(self, node: Node) -> np.ndarray:
@@ -237,23 +238,22 @@ class _Walk:
             rows = self.alive & ~known
         else:
             self.found.judged.append(node.index)
-        places = np.flatnonzero(rows)
-        if len(places):
-            reasons = self.judge(node, stage, places)
+        if rows.any():
+            reasons = self._judge(node, stage, rows)
             self._leave(node, reasons >= 0, reasons)
 
-    def judge(self, node: Node, stage: Stage, places: np.ndarray) -> np.ndarray:
-        """Reason of each row (int16 [N], -1 where it is kept or is none of `places`)."""
-        whole = 2 * len(places) > self.corpus.rows  # then looking at every row is cheaper than gathering some
-        index = None if whole else pa.array(places)
-        if not stage.has_decide_columns:
-            return self._judge_each(node, stage, places)
-        told = stage.decide_columns(Judged(node, self.corpus, index))
+    def _judge(self, node: Node, stage: Stage, rows: np.ndarray) -> np.ndarray:
+        """Reason of each row (int16 [N], -1 where it is kept or is none of `rows`, bool [N])."""
+        whole = WHOLE * np.count_nonzero(rows) > self.corpus.rows  # then looking at every row is cheaper than gathering some
+        places = None if whole else np.flatnonzero(rows)
+        told = stage.decide_columns(Judged(node, self.corpus, None if places is None else pa.array(places))) if stage.has_decide_columns else None
         if told is None:
-            return self._judge_each(node, stage, places)
-        reasons = np.full(self.corpus.rows, -1, np.int16)
+            return self._judge_each(node, stage, np.flatnonzero(rows))
         codes = codes_of(told, self.names)
-        reasons[places] = codes[places] if whole else codes
+        if places is None:
+            return np.where(rows, codes, np.int16(-1))
+        reasons = np.full(self.corpus.rows, -1, np.int16)
+        reasons[places] = codes
         return reasons
 
     def _judge_each(self, node: Node, stage: Stage, places: np.ndarray) -> np.ndarray:

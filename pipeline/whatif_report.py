@@ -89,10 +89,9 @@ def _by_reason(changed: Changed, found: Found) -> list[dict[str, Any]]:
 
 def _counts(fate: Fate, reasons: int) -> np.ndarray:
     """Rows by node and reason (int64 [nodes, reasons])."""
-    gone = fate.left != KEPT
-    codes = fate.left[gone].astype(np.int64) * (reasons + 1) + fate.reason[gone]
+    codes = (fate.left.astype(np.int16) + 1) * np.int16(reasons + 1) + fate.reason + np.int16(1)  # a kept row has the code 0
     counts = np.bincount(codes)
-    return np.pad(counts, (0, -len(counts) % (reasons + 1))).reshape(-1, reasons + 1)
+    return np.pad(counts, (0, -len(counts) % (reasons + 1))).reshape(-1, reasons + 1)[1:, 1:]
 
 
 class _Texts:
@@ -109,7 +108,7 @@ class _Texts:
     def count(self, rows: np.ndarray) -> dict[str, Any]:
         """captions, words and tokens of some rows (bool [N]); tokens null where they are not counted."""
         words = self.corpus.index(0, "words", self.refs, self._words)["words"]
-        total = int(words.sum(where=rows))
+        total = int((words * rows).sum(dtype=np.int64))
         told = {"captions": int(np.count_nonzero((words > 0) & rows)), "words": total, "clip_tokens": None, "tokens_counted_on": 0}
         if not self.tokenizer:
             return told

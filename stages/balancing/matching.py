@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import RecipeError
 from pipeline.reason_columns import as_numbers
+from stages.dups.components import distinct
 
 WRAPPED: Final = ",.;:?!`"
 _SPACING: Final = str.maketrans({**{mark: f" {mark} " for mark in WRAPPED}, "\t": " ", "\n": " ", "\r": " "})
@@ -82,8 +83,7 @@ class Matcher:
             same = text[at] == text[at - 1]
             at, node = at[same], node[same]
             node = tree.after(node, words[at])
-        pairs = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
-        pairs = pairs[np.diff(pairs, prepend=-1) != 0]
+        pairs = distinct(np.concatenate(found)) if found else np.empty(0, np.int64)
         return pairs // max(1, len(self.entries)), pairs % max(1, len(self.entries))
 
     @cached_property

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.reason_columns import as_numbers, is_null
 from stages.balancing.draws import evaluate
 from stages.balancing.groups import BATCH, name_sql, shown
+from stages.dups.components import distinct
 from stages.expression import Expression
 
 Columns = Mapping[str, pa.Array]
@@ -72,5 +73,5 @@ def tagged(column: pa.Array, tags: Sequence[str]) -> tuple[np.ndarray, np.ndarra
         return None
     place = pc.index_in(values, value_set=pa.array(tags, pa.string()))
     there = np.flatnonzero(~is_null(place))
-    pairs = np.unique(rows[there].astype(np.int64) * len(tags) + as_numbers(place.take(pa.array(there))))
+    pairs = distinct(rows[there].astype(np.int64) * len(tags) + as_numbers(place.take(pa.array(there))))
     return pairs // len(tags), pairs % len(tags)

@@ -59,7 +59,9 @@ class Living:
         lives = alive[index["rows"]]
         self.total = len(alive)
         self.rows = index["rows"][lives]
-        self.starts = np.concatenate([[0], np.cumsum(lives, dtype=np.int64)])[index["starts"]]
+        before = np.zeros(len(lives) + 1, np.int32 if len(lives) < 1 << 31 else np.int64)
+        np.cumsum(lives, out=before[1:])
+        self.starts = before[index["starts"]].astype(np.int64)
         self.sizes = np.diff(self.starts)
 
     def beyond(self, most: np.ndarray | int) -> np.ndarray:
@@ -90,7 +92,7 @@ def order_index(codes: np.ndarray, draws: np.ndarray) -> Index:
     grouped = np.flatnonzero(codes >= 0)
     order = grouped[np.lexsort((draws[grouped], codes[grouped]))]
     starts = np.concatenate([[0], np.cumsum(np.bincount(codes[grouped]))]).astype(np.int64)
-    return {"rows": order.astype(np.int32 if len(codes) < 1 << 31 else np.int64), "starts": starts, "codes": codes}
+    return {"rows": order, "starts": starts, "codes": codes}
 
 
 def _cap(rule: CapRule, seen: Seen) -> Judged | None:
@@ -184,7 +186,7 @@ def _quota(rule: QuotaRule, seen: Seen) -> Judged | None:
         rows, tag = pairs
         order = np.lexsort((seen.draws(rows), tag))
         starts = np.concatenate([[0], np.cumsum(np.bincount(tag, minlength=len(tags)))]).astype(np.int64)
-        return {"rows": rows[order].astype(np.int32 if len(column) < 1 << 31 else np.int64), "starts": starts}
+        return {"rows": rows[order], "starts": starts}
 
     living = Living(seen.index(f"quota {rule.params.by} {tags}", (rule.params.by,), make), seen.alive)
     beyond = living.beyond(most)

@@ -7,6 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The different values of int64 [N], rising. numpy's `unique` hashes whole numbers from 2.3 on: for 4 million of them 4.7 s, and 0.05 s by a sort."""
+    values = np.sort(values)
+    new = np.ones(len(values), bool)
+    new[1:] = values[1:] != values[:-1]
+    return values[new]
+
+
 def components(rows: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The least row of each row's component (int64 [rows]); edges left[i] - right[i], int64 [E].
 
@@ -46,7 +54,7 @@ def split_weak_chains(
     their component, where each begins): an upper bound of the bits between any two rows of each component; those within `reach` cannot be split.
     """
     whole = components(rows, left, right)
-    linked = np.unique(np.concatenate([left, right]))
+    linked = distinct(np.concatenate([left, right]))
     by_component = linked[np.argsort(whole[linked], kind="stable")]
     labels, starts = np.unique(whole[by_component], return_index=True)
     wide = np.zeros(rows, bool)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 
-from stages.dups.components import components, split_weak_chains
+from stages.dups.components import components, distinct, split_weak_chains
 from stages.dups.keeper import ROW_KEY
 from stages.dups.whole_groups import spread_of
 
@@ -87,12 +87,12 @@ def joined(same: list[Links], near: Links, semantic: Links, reach: int, measures
     Rows with equal bytes or hashes (`same`) are one from the start; links of both kinds are then taken from the nearest to the farthest, and chains of them
     that hold through weak links alone are split (`split_weak_chains`).
     """
-    keys = np.unique(np.concatenate([side for links in (*same, near, semantic) for side in (links.left, links.right)]))
+    keys = distinct(np.concatenate([side for links in (*same, near, semantic) for side in (links.left, links.right)]))
     ends = [(np.searchsorted(keys, links.left), np.searchsorted(keys, links.right)) for links in same]
     one = components(len(keys), *(np.concatenate([pair[side] for pair in ends]) for side in (0, 1)))
     hashed, embedded = near.to(one, keys), semantic.to(one, keys)
     left, right, distance = (np.concatenate([getattr(hashed, name), getattr(embedded, name)]) for name in ("left", "right", "distance"))
-    measures.read(keys, components(len(keys), left, right), np.unique(np.concatenate([left, right])))
+    measures.read(keys, components(len(keys), left, right), distinct(np.concatenate([left, right])))
     whole = split_weak_chains(len(keys), left, right, distance, reach, measures.between, measures.spread)
     kept = whole[hashed.left] == whole[hashed.right]
     plain = components(len(keys), hashed.left[kept], hashed.right[kept])

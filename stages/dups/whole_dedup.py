@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.reason_columns import as_floats, as_numbers, is_null
+from pipeline.reason_columns import as_floats, as_numbers, dictionary_column, is_null
 from pipeline.stage import ColumnEvidence, OfPlaces
 from stages.dups.keeper import KeeperBy
 from stages.dups.links import NO_LINKS, Links, joined
@@ -166,7 +166,7 @@ def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, b
         return pa.array(bits_between(found.words, places, to), mask=~(gone & found.hashed[places] & found.hashed[to]))
 
     return {
-        "kind": pa.DictionaryArray.from_arrays(pa.array(kinds, mask=kinds < 0), pa.array(["bytes", "near"])),
+        "kind": dictionary_column(kinds, ["bytes", "near"]),
         "dup_of": lambda places: ids(places, True),
         "dup_component": lambda places: ids(places, False),
         "distance": distance,
