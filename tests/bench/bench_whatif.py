@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.chain import Chain, InputFacts, Node
 from pipeline.digests import _mix
@@ -185,14 +186,14 @@ def check(out: Path, beside: Path, sets: list[str]) -> int:
     found = walk(changed, Corpus(changed.run))
     subprocess.run(["cp", "-rl", str(out), str(beside)], check=True)
     result = run(changed.recipe, beside, RunOptions(executor="local", jobs=False, measures=False), facts=changed.chain.facts)
-    wrong = 0
+    wrong, start = 0, 0
+    nodes, reasons = (pa.array(names, pa.string()) for names in ([node.name for node in changed.chain.nodes], found.names))
     for part, count in enumerate(result.view.parts):
-        start = part * result.view.parts[0]
-        final = result.view.final(result.view.view(part)).select(["stage", "reason"]).to_pylist()
-        names = [node.name for node in changed.chain.nodes]
-        told = zip(found.then.left[start : start + count].tolist(), found.then.reason[start : start + count].tolist(), strict=True)
-        mine = [{"stage": None, "reason": None} if left < 0 else {"stage": names[left], "reason": found.names[code]} for left, code in told]
-        wrong += sum(one != other for one, other in zip(mine, final, strict=True))
+        final = result.view.final(result.view.view(part))
+        left, reason = (pc.index_in(final[name], value_set=names).fill_null(-1).to_numpy() for name, names in (("stage", nodes), ("reason", reasons)))
+        own = slice(start, start + count)
+        wrong += int(((left != found.then.left[own]) | (reason != found.then.reason[own])).sum())
+        start += count
     return wrong
 
 
