@@ -95,6 +95,7 @@ STAGES: dict[str, str] = {
     "refuse": "Leaves out what is on a list of things to be forgotten.",
     "balance": "Thins out what is common: only some rows of each large group stay, drawn at random.",
     "clusters": "Puts images of one kind into one cluster.",
+    "nearest_texts": "Finds texts of a collection that are most like each image.",
     "levels": "Turns a score into a few levels.",
     "concepts": "Finds the things that each text names.",
     "noise_prob": "How likely a text does not belong to its image, by how hard it was to learn.",
