@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +130,18 @@ def test_a_changed_run_is_read_anew_and_an_unfinished_one_refused(tmp_path: Path
     (out / "verdicts" / "score" / "part-00002.parquet").unlink()
     told = pairmill("whatif", str(out), "--set", "score.min=500", "--import", str(TOYS))
     assert told.exit_code == 2 and "finish it with `pairmill run`" in " ".join(told.stderr.split())
+
+
+def test_the_command_leaves_pandas_alone_and_others_may_still_use_it() -> None:
+    pytest.importorskip("pandas")
+    script = """
+import sys
+from pipeline.cli_whatif import _leave_pandas
+_leave_pandas()
+import numpy as np, pyarrow as pa
+pa.array(np.arange(3)), pa.array([1, None]), pa.table({"x": np.arange(3)})
+assert "pandas" not in sys.modules
+import pandas
+assert pa.table({"x": [1]}).to_pandas().x.tolist() == [1] and pa.array(pandas.Series([1, 2])).to_pylist() == [1, 2]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

@@ -26,4 +26,6 @@ def test_random_changes_are_told_as_a_run_decides_them(tmp_path: Path) -> None:
         assert bench_whatif.check(out, tmp_path / f"beside{nth}", sets) == 0
         told = whatif(changed_run(out, sets), tokens=False)
         assert told["resolved_again"] == ["near_dup", "dedup", "balance"] and not told["undecided"]
+        assert whatif(changed_run(out, sets), tokens=False) == {**told, "cache": {**told["cache"], "files_made": 0}}  # all that is kept is found again
+        assert list((out / "cache" / "whatif").glob("dedup.index.hashes@*")) and list((out / "cache" / "whatif").glob("balance.index.order.*"))
         assert {entry["reason"] for entry in told["stages"] if entry["now"] != entry["then"]} >= {"near_dup", "balanced_out", "low_clip", "expression"}
