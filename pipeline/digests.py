@@ -45,6 +45,8 @@ def hash_column(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
     Strings and binaries: XXH64 of the bytes. Numbers: their value. Lists and structs: XXH64 of their JSON.
     """
+    if array.null_count == len(array):
+        return np.full(len(array), NULL_HASH, np.uint64)
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     kind = array.type

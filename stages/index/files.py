@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.digests import digest_of, hash_column
@@ -22,6 +23,7 @@ FOOTER = b"pairmill-index"
 FORMAT = 1
 SUFFIX = ".index.parquet"
 FOLDER_VARIABLE = "PAIRMILL_INDEXES"
+_PIECE = 10_000  # rows of a piece of nulls
 WINDOWS_BYTES = 8 * (1 + len(leaks.windows()))
 
 # Columns of every index; those that nothing is known for are null. Two more, `image_emb` (float16 of unit length), only where a model is named.
@@ -68,24 +70,34 @@ class Index:
 
 def make_index(name: str, table: pa.Table, model: dict[str, Any] | None = None) -> Index:
     """An index of a table with columns of SCHEMA (and perhaps `image_emb`): lines in the order of items, equal lines once."""
-    columns = [table[one.name].cast(one.type) if one.name in table.column_names else pa.nulls(table.num_rows, one.type) for one in SCHEMA]
-    names = SCHEMA.names
-    if EMBEDDING in table.column_names:
-        columns, names = [*columns, table[EMBEDDING]], [*names, EMBEDDING]
-    whole = pa.table(dict(zip(names, columns, strict=True))).combine_chunks()
-    whole = whole.append_column("_hash", pa.array(_row_hashes(whole)))
-    whole = whole.sort_by([("item", "ascending"), ("_hash", "ascending")])
-    keys = list(zip(whole["item"].to_pylist(), whole["_hash"].to_pylist(), strict=True))
-    first = [at for at, key in enumerate(keys) if not at or key != keys[at - 1]]
-    whole = whole.drop_columns("_hash").take(pa.array(first, pa.int64())).combine_chunks()
+    types = {one.name: one.type for one in SCHEMA}
+    held = {name: table[name].cast(kind) for name, kind in types.items() if name in table.column_names and table[name].null_count < table.num_rows}
+    held |= {EMBEDDING: table[EMBEDDING]} if EMBEDDING in table.column_names else {}
+    held = {"item": pa.chunked_array([[]], pa.string())} | held
+    places = _places(held)
+    whole = pa.table({name: column.take(places).combine_chunks() for name, column in held.items()})
+    # Wide columns that nothing is known for are not made: one piece of nulls stands for all of them.
+    columns = {name: whole[name] if name in held else _nulls(len(places), kind) for name, kind in types.items()}
+    whole = pa.table(columns | ({EMBEDDING: whole[EMBEDDING]} if EMBEDDING in held else {}))
     counts = {"items": whole.num_rows} | {column: n for column in whole.column_names[1:] if (n := whole.num_rows - whole[column].null_count)}
     digest = digest_of("index", *(piece for column in whole.column_names for piece in (column, hash_column(whole[column]))))
     return Index(IndexFacts(name, digest, counts, leaks.VERSION, model or {}), whole)
 
 
-def _row_hashes(table: pa.Table) -> list[str]:
-    hashes = [hash_column(table[name]).tolist() for name in table.column_names]
-    return [",".join(map(str, row)) for row in zip(*hashes, strict=True)]
+def _places(columns: dict[str, pa.ChunkedArray]) -> pa.Array:
+    """The order of the lines, by item and then by the hashes of their values; of equal lines the first."""
+    hashes = zip(*(hash_column(column).tolist() for column in columns.values()), strict=True)
+    lines = pa.table({"item": columns["item"], "hash": pa.array([",".join(map(str, row)) for row in hashes], pa.string())})
+    order = pc.sort_indices(lines, [("item", "ascending"), ("hash", "ascending")])
+    lines = lines.take(order)
+    again = [pc.equal(lines[name].slice(1), lines[name].slice(0, max(0, lines.num_rows - 1))) for name in ("item", "hash")]
+    first = pa.concat_arrays([pa.array([True] * min(1, lines.num_rows), pa.bool_()), pc.invert(pc.and_(*again)).combine_chunks()])
+    return order.filter(first)
+
+
+def _nulls(rows: int, kind: pa.DataType) -> pa.ChunkedArray:
+    piece = pa.nulls(min(rows, _PIECE), kind)
+    return pa.chunked_array([piece] * (rows // _PIECE) + [piece.slice(0, rows % _PIECE)], kind)
 
 
 def write_index(index: Index, path: Place, guard: Guard | None = None) -> None:
