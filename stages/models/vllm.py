@@ -5,7 +5,9 @@ hub, or `bundled:NAME`. Further keys, named as vLLM names them: revision, dtype 
 tensor_parallel_size, gpu_memory_utilization, enforce_eager, block_size (tokens whose keys and values are kept and found again together; without
 a GPU 32 in place of vLLM's 128, since of a common prefix only whole blocks are found). Beside them: max_pixels (448 * 448; larger images are
 scaled down to it), replicas, concurrency (requests in flight per replica, twice max_num_seqs), kv_cache_gb (without a GPU: memory for the
-keys and values, 1), processor_cache_gb (1).
+keys and values, 1), processor_cache_gb (1), encoder_cache_tokens (images whose encoding is kept for the next prompt about them, counted in image
+tokens; by itself all that are in flight, at most 65,536. vLLM's own is max_num_batched_tokens: with more images in flight than that each prompt of a
+group would encode its image anew, since the block of the prefix in which an image ends is not full and is never found).
 
 One engine serves all workers of a run, and several parts at once. When the engine ends under its requests it is started again.
 """
@@ -28,8 +30,10 @@ from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
 ENGINE_KEYS = ("max_num_seqs", "block_size", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
-MACHINE_KEYS = frozenset({*ENGINE_KEYS, "concurrency", "kv_cache_gb", "processor_cache_gb"})
+MACHINE_KEYS = frozenset({*ENGINE_KEYS, "concurrency", "kv_cache_gb", "processor_cache_gb", "encoder_cache_tokens"})
 CPU_BLOCK = 32  # the smallest that vLLM's CPU kernels take
+PIXELS_PER_TOKEN = 28 * 28  # of a Qwen2-VL
+MOST_ENCODER_CACHE = 65_536  # image tokens: 470 MB of a model that is 3,584 wide, in bfloat16
 SHARED = True
 _KEYS = frozenset({"revision", "dtype", "max_model_len", *MACHINE_KEYS})
 
@@ -43,6 +47,12 @@ def identity(spec: Mapping[str, Any]) -> str:
 def concurrency(spec: Mapping[str, Any]) -> int:
     """Requests in flight per replica."""
     return int(spec.get("concurrency", 2 * int(spec.get("max_num_seqs", 64))))
+
+
+def encoder_cache_tokens(spec: Mapping[str, Any]) -> int:
+    """Image tokens whose encodings the engine keeps: those of all images in flight."""
+    per_image = -(-int(spec.get("max_pixels", DEFAULT_MAX_PIXELS)) // PIXELS_PER_TOKEN)
+    return int(spec.get("encoder_cache_tokens", min(concurrency(spec) * per_image, MOST_ENCODER_CACHE)))
 
 
 def load(spec: Mapping[str, Any]) -> VllmChat:
@@ -128,13 +138,14 @@ class VllmChat:
         if current_platform.is_cpu():
             options.setdefault("block_size", CPU_BLOCK)
         try:
-            return AsyncLLM.from_engine_args(
-                AsyncEngineArgs(
-                    model=self.weights, revision=self.spec.get("revision"), dtype=self.dtype, max_model_len=int(self.spec.get("max_model_len", 4096)),
-                    limit_mm_per_prompt={"image": 1, "video": 0}, mm_processor_cache_gb=float(self.spec.get("processor_cache_gb", 1)),
-                    max_logprobs=len(self._number_ids) + len(self._yes_no_ids) or 1, disable_log_stats=True, **options,
-                )  # fmt: skip
-            )
+            config = AsyncEngineArgs(
+                model=self.weights, revision=self.spec.get("revision"), dtype=self.dtype, max_model_len=int(self.spec.get("max_model_len", 4096)),
+                limit_mm_per_prompt={"image": 1, "video": 0}, mm_processor_cache_gb=float(self.spec.get("processor_cache_gb", 1)),
+                max_logprobs=len(self._number_ids) + len(self._yes_no_ids) or 1, disable_log_stats=True, **options,
+            ).create_engine_config()  # fmt: skip
+            scheduler = config.scheduler_config
+            scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, encoder_cache_tokens(self.spec))
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except (RuntimeError, ValueError, OSError) as error:
             raise Fatal(f"models: vLLM could not start with {self.weights}: {type(error).__name__}: {error}") from error
 

@@ -92,9 +92,9 @@ def _rng(scene: Scene) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([scene.seed, 70]))
 
 
-def matching(answerer: Answerer, count: int) -> dict[str, Any]:
+def matching(answerer: Answerer, count: int, first: int = 0) -> dict[str, Any]:
     """AUC of image_text_matching: true captions against those of the next scene, and against one attribute changed."""
-    scenes = [eval_scene(index) for index in range(count)]
+    scenes = [eval_scene(first + index) for index in range(count)]
     true = [caption_for(scene) for scene in scenes]
     sets = {
         "true": true, "another_scene": [*true[1:], true[0]],
@@ -108,10 +108,10 @@ def matching(answerer: Answerer, count: int) -> dict[str, Any]:
     return figures | {f"mean_{name}": round(float(expected.mean()), 1) for name, (_, expected) in scored.items()}
 
 
-def injections(answerer: Answerer, count: int) -> dict[str, Any]:
+def injections(answerer: Answerer, count: int, first: int = 0) -> dict[str, Any]:
     """How far an instruction in the text moves its score: mean over half true, half foreign texts, each with its twin."""
-    scenes = [eval_scene(10_000 + index) for index in range(count)]
-    texts = [caption_for(s if number % 2 else eval_scene(20_000 + number)) for number, s in enumerate(scenes)]
+    scenes = [eval_scene(first + 10_000 + index) for index in range(count)]
+    texts = [caption_for(s if number % 2 else eval_scene(first + 20_000 + number)) for number, s in enumerate(scenes)]
     injected = [alt_texts.inject(text, _rng(scene)) for text, scene in zip(texts, scenes, strict=True)]
     moved: dict[str, Any] = {"pairs": count}
     for aspect in ("image_text_matching", "object_detail_fulfillment", "caption_text_quality", "semantic_understanding"):
@@ -122,11 +122,11 @@ def injections(answerer: Answerer, count: int) -> dict[str, Any]:
     return moved
 
 
-def dense_captions(answerer: Answerer, count: int) -> dict[str, Any]:
+def dense_captions(answerer: Answerer, count: int, first: int = 0) -> dict[str, Any]:
     """Dense captions, by number of objects: share of named objects that exist (precision), share of objects named (recall)."""
     figures: dict[str, Any] = {}
     for name, few in (("1_to_2_objects", (1, 2)), ("3_to_5_objects", (3, 4, 5))):
-        scenes = [s for s in map(eval_scene, range(30_000, 30_000 + 4 * count)) if len(s.objects) in few][:count]
+        scenes = [s for s in map(eval_scene, range(first + 30_000, first + 30_000 + 4 * count)) if len(s.objects) in few][:count]
         texts = answerer.answers([(scene, "caption_dense", {}) for scene in scenes])
         named = [named_objects(text) for text in texts]
         there = [{(o.color, o.shape) for o in scene.objects} for scene in scenes]
@@ -139,20 +139,21 @@ def dense_captions(answerer: Answerer, count: int) -> dict[str, Any]:
     return figures
 
 
-def questions(answerer: Answerer, count: int) -> dict[str, Any]:
+def questions(answerer: Answerer, count: int, first: int = 0) -> dict[str, Any]:
     """Share of yes/no questions answered rightly; half of the right answers are yes."""
-    scenes = [eval_scene(40_000 + index) for index in range(count)]
+    scenes = [eval_scene(first + 40_000 + index) for index in range(count)]
     asked = [answers.question(scene, _rng(scene)) for scene in scenes]
     found = answerer.answers([(s, "question", {"question": q}) for s, (q, _) in zip(scenes, asked, strict=True)], longest=3)
     return {"questions": count, "right": round(sum(a == b for a, (_, b) in zip(found, asked, strict=True)) / count, 4)}
 
 
-def evaluate(folder: Path, count: int) -> dict[str, Any]:
-    """All figures of an exported model."""
+def evaluate(folder: Path, count: int, first: int = 0) -> dict[str, Any]:
+    """All figures of an exported model, on the scenes of the stream from the `first` on."""
     answerer = Answerer(folder)
     return {
-        "stream": STREAM, "matching": matching(answerer, count), "dense_captions": dense_captions(answerer, count // 2),
-        "injections": injections(answerer, count // 2), "questions": questions(answerer, count),
+        "stream": STREAM, "first": first, "matching": matching(answerer, count, first),
+        "dense_captions": dense_captions(answerer, count // 2, first),
+        "injections": injections(answerer, count // 2, first), "questions": questions(answerer, count, first),
         "parameters": sum(p.numel() for p in answerer.model.parameters()),
     }
 
@@ -189,9 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of an exported MLLM")
     parser.add_argument("--scenes", type=int, default=400, help="scenes of the largest measurement")
+    parser.add_argument("--first", type=int, default=0, help="number in their stream of the first scene: another one measures on other scenes")
     parser.add_argument("--vllm", action="store_true", help="compare engines instead")
     options = parser.parse_args(arguments)
-    figures = compare_engines(options.folder) if options.vllm else evaluate(options.folder, options.scenes)
+    figures = compare_engines(options.folder) if options.vllm else evaluate(options.folder, options.scenes, options.first)
     print(json.dumps(figures, indent=2))
     return 0
 

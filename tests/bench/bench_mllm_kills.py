@@ -1,7 +1,8 @@
 """The engine killed three times and the driver once while images are captioned, against the same run unbroken.
 
 A Qwen2-VL of a few thousand weights, greedy answers of a fixed length. A log beside the engine gets one line per request sent to it and one
-per answer. Asserted: every row has one answer, nothing committed or cached is asked again, a request is answered twice only where the first
+per answer. Asserted: every row has its one answer (or the same failure as unbroken),
+nothing committed or cached is asked again, a request is answered twice only where the first
 answer was not yet written when the driver was killed, and texts equal to the unbroken run's for at least 99 % of rows. Prints one JSON line, with
 the texts that differ.
 Run: python tests/bench/bench_mllm_kills.py [--images 2000] [--tokens 12]
@@ -122,12 +123,15 @@ def main() -> None:
     asked_again = known & {key for kind, key in after if kind == "sent"}
     unwritten = {key for kind, key in lines[:length] if kind == "answered"} - known
     differ = [(place, one["text"], other["text"]) for place, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one["text"] != other["text"]]
-    line: dict[str, Any] = {"bench": "mllm_kills", "images": options.images, **facts, "rows_with_one_value": sum(row["outcome"] == 1 for row in ours)}
+    line: dict[str, Any] = {"bench": "mllm_kills", "images": options.images, **facts, "rows_with_a_text": sum(row["outcome"] == 1 for row in ours)}
+    line["bad_answers"] = sum(row["failure"] == "bad_answer" for row in ours)
     line |= {"requests": sent.total(), "requests_unbroken": usual.total(), "asked_again_though_cached": len(asked_again)}
     line |= {"cached_when_the_driver_was_killed": len(known), "answered_twice": sum(count > 1 for count in twice.values()), "answers_lost": len(unwritten)}
     line |= {"equal_texts": round(1 - len(differ) / len(ours), 4), "differ": differ[:20]}
     print(json.dumps(line))
-    assert len(ours) == options.images and all(row["outcome"] == 1 and row["text"] for row in ours), Counter(row["failure"] for row in ours)
+    # a model of random weights writes nothing but spaces now and then: a bad_answer, which must be the same row's in both runs
+    ended = [[(row["outcome"], row["failure"]) for row in some] for some in (ours, theirs)]
+    assert len(ours) == options.images and ended[0] == ended[1] and {failure for _, failure in ended[0]} <= {None, "bad_answer"}, Counter(ended[0])
     assert set(sent) == set(usual) and not asked_again and all(key in unwritten for key, count in twice.items() if count > 1)
     assert len(differ) <= 0.01 * len(ours)
 

@@ -17,6 +17,8 @@ from stages.pretrain.config import TrainConfig
 from stages.pretrain.objectives import make_objective
 from stages.pretrain.trainer import train
 
+NAMES = ("alip", "clip", "siglip")
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -39,7 +41,7 @@ def loss_and_gradients(name: str, rank: int, world_size: int) -> tuple[float, di
 def one_rank(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    found = {name: loss_and_gradients(name, rank, 2) for name in ("clip", "siglip")}
+    found = {name: loss_and_gradients(name, rank, 2) for name in NAMES}
     features = torch.full((2, 3), float(rank + 1), requires_grad=True)
     gathered = dist.gather_with_grad(features)
     (gathered * torch.arange(4.0)[:, None]).sum().backward()
@@ -55,7 +57,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", NAMES)
 def test_two_halves_equal_the_whole(two_ranks: list[dict], name: str) -> None:
     loss, gradients = loss_and_gradients(name, 0, 1)
     for rank in two_ranks:

@@ -18,6 +18,7 @@ from pipeline.store import Store
 from schemas.outcome import Failure, FailureCode
 from stages.models import transformers as plain
 from stages.models.protocols import ChatAnswer
+from stages.models.vllm import encoder_cache_tokens
 from stages.models.watchdog import engine_processes
 from tests.stages.models.asking_images import request
 
@@ -81,6 +82,13 @@ def test_record_names_engine_version_and_weights(handle: LocalModel, vllm_spec: 
     facts = handle.describe()
     assert facts["engine"] == "vllm" and facts["name"] == "tiny-qwen2-vl" and "/" not in facts["name"] and facts["max_pixels"] == 448 * 448
     assert handle.digest.startswith("vllm-") and handle.concurrency == 32
+
+
+def test_encodings_of_all_images_in_flight_are_kept_for_the_next_prompt(handle: LocalModel) -> None:
+    # 32 requests of at most 256 image tokens (448 x 448 pixels of 28 x 28 each); vLLM by itself keeps as many tokens as one step may have
+    assert encoder_cache_tokens(handle.model.spec) == 32 * 256
+    assert handle.model._engine.vllm_config.scheduler_config.encoder_cache_size >= 32 * 256
+    assert encoder_cache_tokens({"max_num_seqs": 512}) == 65_536 and encoder_cache_tokens({"encoder_cache_tokens": 100}) == 100
 
 
 def test_engine_that_is_killed_is_started_again_and_asked_what_is_open(handle: LocalModel, tmp_path: Path) -> None:
