@@ -91,7 +91,7 @@ def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
 
 
 def decide_whole(evidence: ColumnEvidence, found: Hashes | None, most: int, reach: int, keeper: KeeperBy) -> dict[str, pa.Array]:
-    """dup_of, kind, distance, cosine (null) and dup_component of all rows (null for rows that are in no component). most: bits that join two images."""
+    """dup_of, kind, distance, cosine, match (null both) and dup_component of all rows (null for rows in no component). most: bits that join two images."""
     index = evidence.index("bytes", ("raw_sha256",), lambda: bytes_groups(evidence.column("raw_sha256")))
     byte_rows, byte_group = living_groups(index["rows"], index["group"], evidence.alive)
     same, near = [_to_first(byte_rows, byte_group)], NO_LINKS
@@ -138,7 +138,7 @@ def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, b
     kind = pa.array(np.where(same_bytes, "bytes", "near"), mask=~goes)
     made: dict[str, Any] = {"dup_of": pc.if_else(pa.array(goes), ids, pa.scalar(None, pa.string())), "kind": kind, "dup_component": ids}
     made["distance"] = _distances(found, rows, best, goes)
-    made["cosine"] = pa.nulls(len(rows), pa.float32())
+    made |= {name: pa.nulls(len(rows), pa.float32()) for name in ("cosine", "match")}
     return {name: column.take(in_component) for name, column in made.items()}
 
 
