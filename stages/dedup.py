@@ -180,7 +180,7 @@ def _equal(con: duckdb.DuckDBPyConnection, table: str) -> Links:
 
 def _with_distance(con: duckdb.DuckDBPyConnection, kept: duckdb.DuckDBPyRelation, hashed: bool, embedded: bool) -> duckdb.DuckDBPyRelation:
     """The answer, with bits, cosine and match between each row that goes and its keeper; null where one of the two has no hash, or they were not measured."""
-    kept.create_view("dup_kept", replace=True)
+    con.register("dup_kept", kept)  # no view in the file: `whatif` has `rows` in memory
     bits = _bits_sql() if hashed else "CAST(NULL AS SMALLINT)"
     cosine = "CAST(round(list_cosine_similarity(h.semantic_evidence.vector, k.semantic_evidence.vector), 4) AS FLOAT)" if embedded else "CAST(NULL AS FLOAT)"
     columns = ", ".join(f"r.{name}" for name, there in (("near_evidence", hashed), ("semantic_evidence", embedded)) if there) or "NULL AS nothing"

@@ -38,7 +38,7 @@ def match_scores(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """How well the better of the two ways fits, -1 to 1, of pairs of thumbnails uint8 [N, THUMB, THUMB] each (float32 [N]).
 
     The mean of two correlations, each block by itself freed of its mean: over all blocks, and of the three blocks that fit worst. A band of rows or the
-    frame is left out where that fits better. 0 where too little is to be seen.
+    frame is left out where that fits better. At most 0.1 where too little is to be seen.
     """
     found = np.empty(len(one), np.float32)
     for start in range(0, len(one), CHUNK):
@@ -66,7 +66,8 @@ def _one_way(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
                     tried[:, side] = np.clip(tried[:, side] + np.float32(change), *((0, 1 - LEAST_SIZE) if side < 2 else (LEAST_SIZE, 1)))
                     _take(pictures, rest, tried, near, best)
     scores = fits.copy()
-    scores[alike] = _agreement(_detail(_cut(pictures, near)), view[alike])
+    if len(alike):
+        scores[alike] = _agreement(_detail(_cut(pictures, near)), view[alike])
     return scores
 
 
@@ -121,33 +122,36 @@ def _unit(views: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _masks() -> tuple[np.ndarray, ...]:
-    """What is compared (float32 [VIEW, VIEW]): all, all but a band of rows, all but the frame."""
-    made = [np.ones((VIEW, VIEW), np.float32) for _ in range(VIEW - _BAND + 2)]
-    for top, mask in enumerate(made[1:]):
-        mask[top : top + _BAND] = 0
-    inner = np.zeros((VIEW, VIEW), np.float32)
-    inner[_FRAME:-_FRAME, _FRAME:-_FRAME] = 1
-    return (*made, inner)
+def _masks() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Columns that are compared (float32 [VIEW]), with the choices of rows (float32 [M, VIEW]): all, all but a band; and for the frame both without it."""
+    rows = np.ones((VIEW - _BAND + 2, VIEW), np.float32)
+    for top in range(VIEW - _BAND + 1):
+        rows[top + 1, top : top + _BAND] = 0
+    inner = np.zeros(VIEW, np.float32)
+    inner[_FRAME:-_FRAME] = 1
+    return (np.ones(VIEW, np.float32), rows), (inner, inner[None])
 
 
 def _agreement(cut: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """The best score over what may be left out, of pairs of views [N, VIEW, VIEW] (float32 [N])."""
+    best = np.full(len(view), -1, np.float32)
     sums = np.stack([cut, view, cut * cut, view * view, cut * view])
-    return np.max([_masked(sums, mask) for mask in _masks()], axis=0)
+    for columns, choices in _masks():
+        across = _runs(sums * columns)  # [5, N, VIEW, blocks across]
+        widths = _runs(columns)
+        for rows in choices:
+            down = _runs((across * rows[:, None]).swapaxes(-1, -2))
+            best = np.maximum(best, _score(down.reshape(5, len(view), -1), np.outer(widths, _runs(rows)).ravel()))
+    return best
 
 
-def _masked(sums: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    count = _blocks(mask)
-    one, other, ones, others, both = (_blocks(part * mask) for part in sums)
-    seen = count.ravel() >= _BLOCK * _BLOCK / 4
-    safe = np.maximum(count, 1)
-
-    def flat(values: np.ndarray) -> np.ndarray:
-        return values.reshape(len(values), -1)[:, seen]
-
-    a, b = (np.maximum(flat(square - mean * mean / safe), 0) for square, mean in ((ones, one), (others, other)))
-    c, pixels = flat(both - one * other / safe), count.ravel()[seen]
-    floor = _NOISE * pixels
+def _score(sums: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """From sums over the blocks (of one view, the other, their squares and products, [5, N, blocks]) of so many `pixels` each."""
+    seen = pixels >= _BLOCK * _BLOCK / 4
+    one, other, ones, others, both = sums[:, :, seen]
+    pixels = pixels[seen]
+    a, b = (np.maximum(squares - means * means / pixels, 0) for squares, means in ((ones, one), (others, other)))
+    c, floor = both - one * other / pixels, _NOISE * pixels
     blocks = (c + floor) / np.sqrt((a + floor) * (b + floor))
     whole = (c.sum(1) + floor.sum()) / np.sqrt((a.sum(1) + floor.sum()) * (b.sum(1) + floor.sum()))
     worst = np.partition(blocks, _WORST - 1, axis=1)[:, :_WORST].mean(1)
@@ -155,11 +159,7 @@ def _masked(sums: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(shown, (whole + worst) / 2, 0)
 
 
-def _blocks(values: np.ndarray) -> np.ndarray:
-    """Sums over blocks of _BLOCK x _BLOCK pixels at steps of _HOP of [..., VIEW, VIEW]."""
-    total = np.zeros((*values.shape[:-2], VIEW + 1, VIEW + 1), np.float32)
-    total[..., 1:, 1:] = values.cumsum(-2).cumsum(-1)
-    edges = total[..., ::_HOP, ::_HOP]
-    wide = _BLOCK // _HOP
-    rows = edges[..., wide:, :] - edges[..., :-wide, :]
-    return rows[..., wide:] - rows[..., :-wide]
+def _runs(values: np.ndarray) -> np.ndarray:
+    """Sums over runs of _BLOCK at steps of _HOP along the last axis."""
+    total = np.concatenate([np.zeros((*values.shape[:-1], 1), np.float32), values.cumsum(-1)], axis=-1)[..., ::_HOP]
+    return total[..., _BLOCK // _HOP :] - total[..., : -(_BLOCK // _HOP)]
