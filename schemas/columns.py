@@ -69,7 +69,7 @@ CORE: tuple[Column, ...] = (
     Column("pdq", pa.binary(), "image_hash", "256-bit PDQ hash of the image, 32 bytes"),
     Column("pdq_quality", pa.int16(), "image_hash", "PDQ's own quality, 0 (flat) to 100"),
     Column("pdq_turned", pa.binary(), "image_hash", "PDQ hashes of the mirrored and rotated copies asked for, one behind another"),
-    Column("thumbnail", pa.binary(), "image_hash", "grey copy of the image, 32 x 32 levels of 8 bits"),
+    Column("thumbnail", pa.binary(), "image_hash", "copy of the image: brightness 32 x 32, Cr and Cb 16 x 16, a byte each"),
     Column("dup_of", pa.string(), "exact_dup", "sample_id (hex) of the row kept in place of this one; dedup writes it too"),
     Column("kind", pa.string(), "exact_dup", "how the duplicate was found: bytes, near or semantic"),
     Column("distance", pa.int16(), "dedup", "bits between the row's hash and that of the row kept in its place"),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import RecipeError
 from pipeline.stage import ColumnType, Evidence, Params, Stage, decides
 from stages.dups.links import has_evidence, links_of
-from stages.images.registration import CHUNK, THUMB, match_scores
+from stages.images.registration import CHUNK, THUMB_BYTES, match_scores
 from stages.vectors.blocks import blocks
 from stages.vectors.kmeans import in_order
 
@@ -28,7 +28,7 @@ class CropDupParams(Params):
 
     max_distance: int | None = decides(None, "pairs of near_dup up to so many bits apart are looked at; null: all that it found", ge=0)
     min_cosine: float | None = decides(None, "pairs of semantic_dup with at least this cosine are looked at; null: all that it found", le=1)
-    search_match: float = decides(0.7, "pairs whose thumbnails match at least that well are stored with how well", ge=0.3, le=1)
+    search_match: float = decides(0.85, "pairs whose thumbnails match at least that well are stored with how well", ge=0.3, le=1)
 
 
 class CropDup(Stage):
@@ -86,7 +86,7 @@ class CropDup(Stage):
 
 
 def _thumbnails(evidence: Evidence, linked: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys of the linked rows that have a thumbnail (sorted int64 [M]) and their thumbnails (uint8 [M, THUMB, THUMB], a file)."""
+    """Keys of the linked rows that have a thumbnail (sorted int64 [M]) and their thumbnails (uint8 [M, THUMB_BYTES], a file)."""
     found: list[np.ndarray] = []
     path = folder / "thumbs.u8"
     with path.open("wb") as file:
@@ -95,7 +95,7 @@ def _thumbnails(evidence: Evidence, linked: np.ndarray, folder: Path) -> tuple[n
             found.append(block.keys[mine])
             file.write(block.vectors[mine].tobytes())
     keys = np.concatenate(found) if found else np.empty(0, np.int64)
-    return keys, np.memmap(path, np.uint8, "r", shape=(len(keys), THUMB, THUMB)) if len(keys) else np.empty((0, THUMB, THUMB), np.uint8)
+    return keys, np.memmap(path, np.uint8, "r", shape=(len(keys), THUMB_BYTES)) if len(keys) else np.empty((0, THUMB_BYTES), np.uint8)
 
 
 def _chunks(pairs: np.ndarray) -> Iterator[np.ndarray]:

@@ -23,7 +23,7 @@ class ImageHashParams(Params):
     mirrored: bool = Field(False, description="also hash the left-right mirror image, so that mirrored copies are found")
     rotated: bool = Field(False, description="also hash the image turned by 90, 180 and 270 degrees (with mirrored: all eight copies)")
     trimmed: bool = Field(False, description="hash the image without its border of one colour, so that copies with a border are found")
-    thumbnail: bool = Field(False, description="also store a grey copy of 32 x 32 pixels (1,024 bytes), which crop_dup compares")
+    thumbnail: bool = Field(False, description="also store a copy of 32 x 32 pixels (1,536 bytes), which crop_dup compares")
     pixel_limit: int = Field(DEFAULT_PIXEL_LIMIT, description="most pixels by the header, before decoding", ge=1)
     decoders: int | None = tunes(None, "decoder processes per worker; null: its share of the cores, at most 8", ge=1)
 

@@ -26,7 +26,7 @@ class ImageHashes:
     """Hashes as bytes, most significant bit first: `phash` (8) and, where asked for, `pdq` (32).
 
     quality: 0 (flat) to 100, how much there is to see. `phash_turned`, `pdq_turned`: hashes of the mirrored and rotated picture, one behind another.
-    `thumbnail`: THUMB * THUMB grey levels (`stages.images.registration`), where asked for.
+    `thumbnail`: a small copy (`stages.images.registration`), where asked for.
     """
 
     phash: bytes

@@ -1,4 +1,4 @@
-"""Whether one picture is a part of another: their small grey copies are laid over each other and compared, but for one band or frame that may be spoilt.
+"""Whether one picture is a part of another: small copies are laid over each other and compared, but for one band or frame that may be spoilt.
 
 Of a pair each picture is tried as the whole of which the other is a crop (at most `LEAST_SIZE` of each side is left). First on a grid of windows by the
 correlation of what is left without slow changes of brightness, then the window's four sides are moved by small steps. The answer (`match_scores`) is
@@ -13,7 +13,9 @@ from functools import cache
 import cv2
 import numpy as np
 
-THUMB = 32  # side of the grey copy that is stored
+THUMB = 32  # side of the copy that is stored
+CHROMA = 16  # side of its two colour differences
+THUMB_BYTES = THUMB**2 + 2 * CHROMA**2
 VIEW = 24  # side of what is compared
 LEAST_SIZE = 0.88
 CHUNK = 512  # pairs that are measured together: some 60 MB
@@ -21,34 +23,46 @@ _COARSE = (1.0, 0.95, 0.9)
 _STEPS = (0.03, 0.015, 0.0075)
 _ROUNDS = 2
 _UNLIKE = 0.1  # correlation on the grid below which no small step helps
-_SIGMA = 3.0  # pixels of a view: slower changes of brightness are taken out
+_FINE, _SLOW = 1.0, 3.0  # Gaussians in pixels of a view: finer detail than the one, which a new size changes, and slower changes than the other are taken out
 _BLOCK, _HOP = 8, 4  # side of a block and steps between blocks, in pixels of a view
 _BAND, _FRAME = 7, 3  # rows that a line of text may spoil; pixels that a frame takes on each side
-_NOISE = 1.0  # variance in grey levels below which a block shows nothing
-_LEAST_CONTRAST = 2.0  # standard deviation in grey levels of what is left: else there is nothing to compare
-_WORST = 3  # blocks whose mean stands for how well the worst part fits
+_NOISE = 2.0  # variance in grey levels below which a block shows nothing
+_LEAST_CONTRAST = 1.0  # standard deviation in grey levels of what is left: else there is nothing to compare
+_COLOUR = 2.0  # weight of the colour differences' contrast beside that of the brightness
+_WORST = 6  # of 25 blocks: their mean stands for how well the worst part fits
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
-    """Grey copy (THUMB * THUMB bytes) of square pixels uint8 [S, S, 3]."""
-    return cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+    """Small copy (THUMB_BYTES) of square pixels uint8 [S, S, 3]: brightness [THUMB, THUMB], then Cr and Cb [CHROMA, CHROMA], as in a JPEG of 4:2:0."""
+    small = cv2.cvtColor(cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2YCrCb)
+    colours = cv2.resize(small[..., 1:], (CHROMA, CHROMA), interpolation=cv2.INTER_AREA)
+    return small[..., 0].tobytes() + colours.transpose(2, 0, 1).tobytes()
+
+
+def _planes(thumbs: np.ndarray) -> np.ndarray:
+    """Thumbnails uint8 [N, THUMB_BYTES] as float32 [3, N, THUMB, THUMB]: brightness, Cr, Cb."""
+    values = thumbs.astype(np.float32)
+    colours = values[:, THUMB**2 :].reshape(-1, 2, CHROMA, CHROMA).swapaxes(0, 1)
+    times = THUMB // CHROMA
+    return np.concatenate([values[:, : THUMB**2].reshape(1, -1, THUMB, THUMB), colours.repeat(times, axis=2).repeat(times, axis=3)])
 
 
 def match_scores(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How well the better of the two ways fits, -1 to 1, of pairs of thumbnails uint8 [N, THUMB, THUMB] each (float32 [N]).
+    """How well the better of the two ways fits, -1 to 1, of pairs of thumbnails uint8 [N, THUMB_BYTES] each (float32 [N]).
 
-    The mean of two correlations, each block by itself freed of its mean: over all blocks, and of the three blocks that fit worst. A band of rows or the
-    frame is left out where that fits better. At most 0.1 where too little is to be seen.
+    The mean of two correlations of brightness and colour differences, each block by itself freed of its mean: over all blocks, and of the six blocks
+    that fit worst. A band of rows or the frame is left out where that fits better. At most 0.1 where too little is to be seen.
     """
     found = np.empty(len(one), np.float32)
     for start in range(0, len(one), CHUNK):
-        a, b = (thumbs[start : start + CHUNK].astype(np.float32) for thumbs in (one, other))
+        a, b = (_planes(thumbs[start : start + CHUNK]) for thumbs in (one, other))
         found[start : start + CHUNK] = np.maximum(_one_way(a, b), _one_way(b, a))
     return found
 
 
-def _one_way(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Scores of `part` as a crop of `whole` (float32 [N, THUMB, THUMB])."""
+def _one_way(wholes: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Scores of `parts` as crops of `wholes` (float32 [3, N, THUMB, THUMB]); the brightness says where they lie."""
+    whole, part = wholes[0], parts[0]
     full = np.tile(np.float32([0, 0, 1, 1]), (len(part), 1))
     view = _detail(_cut(part, full))
     unit = _unit(view)
@@ -67,7 +81,8 @@ def _one_way(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
                     _take(pictures, rest, tried, near, best)
     scores = fits.copy()
     if len(alike):
-        scores[alike] = _agreement(_detail(_cut(pictures, near)), view[alike])
+        views = [(_detail(_cut(a[alike], near)), _detail(_cut(b[alike], full[alike]))) for a, b in zip(wholes, parts, strict=True)]
+        scores[alike] = _agreement(views)
     return scores
 
 
@@ -99,10 +114,10 @@ def _sampling(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _blur() -> np.ndarray:
+def _blur(sigma: float) -> np.ndarray:
     """A Gaussian blur along one axis as a matrix [VIEW, VIEW], mirrored at the edges."""
     offsets = np.arange(1 - VIEW, VIEW)
-    weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
     matrix = np.zeros((VIEW, VIEW))
     for row in range(VIEW):
         places = np.abs(row + offsets)
@@ -111,7 +126,8 @@ def _blur() -> np.ndarray:
 
 
 def _detail(views: np.ndarray) -> np.ndarray:
-    return views - _blur() @ views @ _blur().T
+    fine, slow = _blur(_FINE), _blur(_SLOW)
+    return fine @ views @ fine.T - slow @ views @ slow.T
 
 
 def _unit(views: np.ndarray) -> np.ndarray:
@@ -132,26 +148,29 @@ def _masks() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     return (np.ones(VIEW, np.float32), rows), (inner, inner[None])
 
 
-def _agreement(cut: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """The best score over what may be left out, of pairs of views [N, VIEW, VIEW] (float32 [N])."""
-    best = np.full(len(view), -1, np.float32)
-    sums = np.stack([cut, view, cut * cut, view * view, cut * view])
+def _agreement(views: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The best score over what may be left out, of pairs of views [N, VIEW, VIEW], brightness first (float32 [N])."""
+    count = len(views[0][0])
+    best = np.full(count, -1, np.float32)
+    sums = np.stack([np.stack([cut, view, cut * cut, view * view, cut * view]) for cut, view in views])
     for columns, choices in _masks():
-        across = _runs(sums * columns)  # [5, N, VIEW, blocks across]
+        across = _runs(sums * columns)  # [planes, 5, N, VIEW, blocks across]
         widths = _runs(columns)
         for rows in choices:
             down = _runs((across * rows[:, None]).swapaxes(-1, -2))
-            best = np.maximum(best, _score(down.reshape(5, len(view), -1), np.outer(widths, _runs(rows)).ravel()))
+            best = np.maximum(best, _score(down.reshape(len(views), 5, count, -1), np.outer(widths, _runs(rows)).ravel()))
     return best
 
 
 def _score(sums: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """From sums over the blocks (of one view, the other, their squares and products, [5, N, blocks]) of so many `pixels` each."""
+    """From sums over blocks of so many `pixels`: of one view, the other, their squares and products [planes, 5, N, blocks]."""
     seen = pixels >= _BLOCK * _BLOCK / 4
-    one, other, ones, others, both = sums[:, :, seen]
+    one, other, ones, others, both = sums[..., seen].swapaxes(0, 1)
     pixels = pixels[seen]
-    a, b = (np.maximum(squares - means * means / pixels, 0) for squares, means in ((ones, one), (others, other)))
-    c, floor = both - one * other / pixels, _NOISE * pixels
+    weights = np.array([1, *[_COLOUR] * (len(sums) - 1)], np.float32)
+    squares = [np.maximum(square - mean * mean / pixels, 0) for square, mean in ((ones, one), (others, other))]
+    a, b, c = (np.tensordot(weights, values, 1) for values in (*squares, both - one * other / pixels))
+    floor = _NOISE * pixels
     blocks = (c + floor) / np.sqrt((a + floor) * (b + floor))
     whole = (c.sum(1) + floor.sum()) / np.sqrt((a.sum(1) + floor.sum()) * (b.sum(1) + floor.sum()))
     worst = np.partition(blocks, _WORST - 1, axis=1)[:, :_WORST].mean(1)

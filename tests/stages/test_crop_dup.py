@@ -49,7 +49,7 @@ def test_a_crop_that_hash_and_cosine_miss_goes_and_another_scene_of_like_cosine_
         if number % 3 == 1:
             keeper = found[number - 1]
             assert row["reason"] == "near_dup" and row["dup_component"] == keeper["dup_component"] == row["dup_of"]
-            assert row["distance"] > 6 and row["match"] >= 0.83
+            assert row["distance"] > 6 and row["match"] >= 0.93
             assert row["detail"] == f"{row['dup_of']}, {row['distance']} bits, match {row['match']:.4f}"
         else:
             assert row["reason"] is None and (number % 3 == 0) == (row["dup_component"] is not None)
@@ -66,7 +66,7 @@ def test_a_moved_match_measures_nothing_and_gives_what_a_fresh_run_and_whatif_gi
     assert sum(row["reason"] is not None for row in found.values()) == sum(match >= least for match in matches) == 4
     assert found == fates(ran(tmp_path / "fresh", {}, {"min_match": least}, per_part=7)) == fates(ran(tmp_path / "narrow", {"search_match": least}))
     with pytest.raises(Fatal, match="lower crop_dup.search_match"):
-        ran(tmp_path / "run", {}, {"min_match": 0.5})
+        ran(tmp_path / "run", {}, {"min_match": 0.84})
 
 
 def test_only_pairs_within_its_limits_are_looked_at(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from stages.demo.scenes import draw_scene, render
 from stages.images import registration
 from stages.images.hashes import hash_image
-from stages.images.registration import THUMB, VIEW, match_scores
+from stages.images.registration import THUMB_BYTES, VIEW, match_scores
 
 SCENES = 12
 
@@ -34,7 +34,7 @@ EDITS = {
 
 def thumbs(pictures: list[np.ndarray]) -> np.ndarray:
     raw = [hash_image(np.ascontiguousarray(pixels), pdq=False, trimmed=True, thumbnail=True).thumbnail for pixels in pictures]
-    return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, THUMB, THUMB)
+    return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, THUMB_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_what_two_pictures_have_in_common_by_their_text_alone_does_not_count() -
 
 
 def test_nothing_to_see_is_no_match_and_scores_do_not_depend_on_what_is_measured_with_them(plain: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    grey = np.full((2, THUMB, THUMB), 90, np.uint8)
+    grey = np.full((2, THUMB_BYTES), 90, np.uint8)
     assert match_scores(grey[:1], grey[1:] + np.uint8(1))[0] < 0.1
-    left, right = np.repeat(plain, SCENES, axis=0), np.tile(plain, (SCENES, 1, 1))
+    left, right = np.repeat(plain, SCENES, axis=0), np.tile(plain, (SCENES, 1))
     whole = match_scores(left, right)
     monkeypatch.setattr(registration, "CHUNK", 7)
     assert np.array_equal(whole, match_scores(left, right)) and len(match_scores(left[:0], right[:0])) == 0
@@ -70,18 +70,19 @@ def test_nothing_to_see_is_no_match_and_scores_do_not_depend_on_what_is_measured
 
 def test_the_score_is_that_of_loops_in_float64() -> None:
     draw = np.random.default_rng(5)
-    cut = draw.normal(0, 20, (3, VIEW, VIEW)).astype(np.float32)
+    cut = draw.normal(0, 20, (3, 3, VIEW, VIEW)).astype(np.float32)  # plane, pair
     view = (cut + draw.normal(0, 12, cut.shape)).astype(np.float32)
-    view[1, 12:18] = 90  # a spoilt band
-    view[2, :3] = view[2, -3:] = view[2, :, :3] = view[2, :, -3:] = -70  # a frame
-    found = registration._agreement(cut, view)
+    view[0, 1, 12:18] = 90  # a spoilt band
+    view[0, 2, :3] = view[0, 2, -3:] = view[0, 2, :, :3] = view[0, 2, :, -3:] = -70  # a frame
+    view[1:, 0] *= -1  # other colours
+    found = registration._agreement(list(zip(cut, view, strict=True)))
     for nth in range(3):
-        assert found[nth] == pytest.approx(by_loops(cut[nth].astype(np.float64), view[nth].astype(np.float64)), abs=2e-4)
+        assert found[nth] == pytest.approx(by_loops(cut[:, nth].astype(np.float64), view[:, nth].astype(np.float64)), abs=2e-4)
 
 
 def by_loops(cut: np.ndarray, view: np.ndarray) -> float:
-    bands = [{(y, x) for y in range(24) for x in range(24) if not top <= y < top + 7} for top in range(18)]
     everything = {(y, x) for y in range(24) for x in range(24)}
+    bands = [{(y, x) for y, x in everything if not top <= y < top + 7} for top in range(18)]
     return max(score_by_loops(cut, view, kept) for kept in (everything, *bands, {(y, x) for y, x in everything if 3 <= y < 21 and 3 <= x < 21}))
 
 
@@ -92,10 +93,12 @@ def score_by_loops(cut: np.ndarray, view: np.ndarray, kept: set[tuple[int, int]]
             places = [(y, x) for y in range(top, top + 8) for x in range(left, left + 8) if (y, x) in kept]
             if len(places) < 16:
                 continue
-            a, b = ([picture[place] for place in places] for picture in (cut, view))
-            mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-            parts = [sum((p - mean_a) * (q - mean_b) for p, q in zip(a, b, strict=True)), sum((p - mean_a) ** 2 for p in a), sum((q - mean_b) ** 2 for q in b)]
-            parts = [part + len(places) for part in parts]  # a variance of one grey level
+            parts = [2.0 * len(places)] * 3  # a variance of two grey levels
+            for weight, one, other in zip((1, 2, 2), cut, view, strict=True):
+                a, b = ([picture[place] for place in places] for picture in (one, other))
+                mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+                products = [((p - mean_a) * (q - mean_b), (p - mean_a) ** 2, (q - mean_b) ** 2) for p, q in zip(a, b, strict=True)]
+                parts = [part + weight * sum(column) for part, column in zip(parts, zip(*products, strict=True), strict=True)]
             fits.append(parts[0] / math.sqrt(parts[1] * parts[2]))
             sums = [total + part for total, part in zip(sums, parts, strict=True)]
-    return (sums[0] / math.sqrt(sums[1] * sums[2]) + sum(sorted(fits)[:3]) / 3) / 2
+    return (sums[0] / math.sqrt(sums[1] * sums[2]) + sum(sorted(fits)[:6]) / 6) / 2
