@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = {32: 31, 8: 6}  # by the bytes of a hash
 MIN_COSINE = 0.95
-MIN_MATCH = 0.93
+MIN_MATCH = 0.94
 REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reason.SEMANTIC_DUP}
 
 
@@ -38,7 +38,7 @@ class DedupParams(Params):
         None, "bits of 64 that the pHashes of two rows with near embeddings may differ in; 24 leaves out most other pictures; null: any", ge=0, le=64
     )
     min_match: float | None = decides(
-        None, "least match (crop_dup) of the thumbnails of two images of one component; null: 0.93, or crop_dup's search_match where higher", le=1
+        None, "least match (crop_dup) of the thumbnails of two images of one component; null: 0.94, or crop_dup's search_match where higher", le=1
     )
     reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
