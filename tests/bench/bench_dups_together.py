@@ -72,7 +72,7 @@ def _bits(hashes: list[bytes]) -> np.ndarray:
 
 
 def rules(s: Seen) -> dict[str, np.ndarray]:
-    alike = (s.cosine >= 0.93) & (s.phash <= 24)
+    alike, same = ((s.cosine >= least) & (s.phash <= 24) for least in (0.93, 0.97))
     return {
         "pHash 2, whole": (s.wphash <= 2) & s.wgood,
         "pHash 2, all": s.phash <= 2,
@@ -83,28 +83,30 @@ def rules(s: Seen) -> dict[str, np.ndarray]:
         "PDQ 60, or cosine 0.93 with pHash 24": (s.pdq <= 60) | alike,
         "PDQ 40, or PDQ 60 with cosine 0.6, or cosine 0.93 with pHash 24": (s.pdq <= 40) | ((s.pdq <= 60) & (s.cosine >= 0.6)) | alike,
         "PDQ 40, or PDQ 70 with cosine 0.6, or cosine 0.93 with pHash 24": (s.pdq <= 40) | ((s.pdq <= 70) & (s.cosine >= 0.6)) | alike,
-        **{f"PDQ 16, or match {least}": (s.pdq <= 16) | (s.match >= least) for least in (0.9, 0.92, 0.93, 0.94, 0.95, 0.96)},
+        "PDQ 24, or match 0.94": (s.pdq <= 24) | (s.match >= 0.94),
+        "PDQ 24, or cosine 0.97 with pHash 24": (s.pdq <= 24) | same,
+        "PDQ 24, or cosine 0.97 with pHash 24, or match 0.94": (s.pdq <= 24) | same | (s.match >= 0.94),
     }
 
 
-DRAWN = (("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"), ("PDQ 16, or match 0.94", "#3c8d4f"))
+DRAWN = (("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"), ("PDQ 24, or cosine 0.97 with pHash 24, or match 0.94", "#3c8d4f"))
 
 
 def drawing(recalls: dict[str, list[float]]) -> str:
     """Bars of recall per edit, one colour per rule."""
     bars = []
     for at, name in enumerate(EDITS):
-        top = 46 + 55 * at
+        top = 62 + 55 * at
         bars.append(f'<text x="92" y="{top + 26}" text-anchor="end">{name}</text>')
         for nth, (rule, colour) in enumerate(DRAWN):
             share = recalls[rule][at]
             bars.append(f'<rect x="100" y="{top + 11 * nth}" width="{420 * share:.1f}" height="9" fill="{colour}"/>')
             bars.append(f'<text x="{106 + 420 * share:.1f}" y="{top + 8 + 11 * nth}" font-size="9">{share:.2f}</text>')
-    names = [f'<rect x="{x}" y="14" width="10" height="10" fill="{colour}"/><text x="{x + 15}" y="23">{rule}</text>'
-             for x, (rule, colour) in zip((20, 140, 240, 500), DRAWN, strict=True)]  # fmt: skip
-    height = 50 + 55 * len(EDITS)
+    names = [f'<rect x="{x}" y="{y}" width="10" height="10" fill="{colour}"/><text x="{x + 15}" y="{y + 9}">{rule}</text>'
+             for (x, y), (rule, colour) in zip(((20, 14), (140, 14), (240, 14), (20, 34)), DRAWN, strict=True)]  # fmt: skip
+    height = 66 + 55 * len(EDITS)
     font = 'font-family="sans-serif" font-size="12" fill="#222"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" viewBox="0 0 680 {height}" {font}>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="570" height="{height}" viewBox="0 0 570 {height}" {font}>'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *names, *bars, "</svg>", ""])
 
 
