@@ -89,7 +89,10 @@ def rules(s: Seen) -> dict[str, np.ndarray]:
     }
 
 
-DRAWN = (("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"), ("PDQ 24, or cosine 0.97 with pHash 24, or match 0.94", "#3c8d4f"))
+DRAWN = (
+    ("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"),
+    ("PDQ 24, or cosine 0.97 with pHash 24, or match 0.94", "#3c8d4f"),
+)  # fmt: skip
 
 
 def drawing(recalls: dict[str, list[float]]) -> str:
