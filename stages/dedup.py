@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = {32: 31, 8: 6}  # by the bytes of a hash
 MIN_COSINE = 0.95
+MIN_MATCH = 0.94
 REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reason.SEMANTIC_DUP}
 
 
@@ -34,6 +35,9 @@ class DedupParams(Params):
     semantic_bits: int | None = decides(
         None, "bits of 64 that the pHashes of two rows with near embeddings may differ in; 24 leaves out most other pictures; null: any", ge=0, le=64
     )
+    min_match: float | None = decides(
+        None, "least match (crop_dup) of the thumbnails of two images of one component; null: 0.94, or crop_dup's search_match where higher", le=1
+    )
     reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
     max_texts: int = decides(32, "most texts that a kept row has after it took over those of its duplicates", ge=1)
@@ -43,9 +47,10 @@ class Dedup(Stage):
     """Keeps one row of each component of equal or near images and gives it the texts of all.
 
     Rows with equal `raw_sha256` are one component; behind near_dup so are rows with equal hashes, and with hashes within `max_distance`; behind
-    semantic_dup rows whose embeddings have at least the cosine `min_cosine` (and whose pHashes are within `semantic_bits`, where that is given).
-    Links are taken from the nearest to the farthest, a cosine as its share of the way from 1 to `min_cosine`; one that would join two groups whose
-    centres lie further apart than `reach` times the limit, by both measures, is weak and left out.
+    semantic_dup rows whose embeddings have at least the cosine `min_cosine` (and whose pHashes are within `semantic_bits`, where that is given); behind
+    crop_dup rows whose thumbnails match by at least `min_match`. Links are taken from the nearest to the farthest, a cosine as its share of the way from
+    1 to `min_cosine`, a match as its share of that from 1 to `min_match`; one that would join two groups whose centres lie further apart than `reach`
+    times the limit, by all measures, is weak and left out.
     The keeper is the row with the most pixels, then the highest clip_score, then the least sample_id. Its `texts` are those of all rows, each text
     once, best clip_score first, with the row it came from as `source`. `kind`: 'bytes' where a better row of the component has the same bytes, 'near'
     where bytes and hashes alone tie it to a better row, else 'semantic'. `distance`, `cosine`: between the row and its keeper. `dup_component` is the
@@ -55,9 +60,12 @@ class Dedup(Stage):
     name: ClassVar[str] = "dedup"
     Params = DedupParams
     params: DedupParams
-    reads_resolve = ("raw_sha256", "near_evidence?", "semantic_evidence?", "phash?", "clip_score?", "texts|text|alt_text", "width?", "height?")
+    reads_resolve = (
+        "raw_sha256", "near_evidence?", "semantic_evidence?", "crop_evidence?", "phash?", "clip_score?", "texts|text|alt_text", "width?", "height?",
+    )  # fmt: skip
     resolves = {
-        "dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "cosine": pa.float32(), "dup_component": pa.string(), "texts": TEXTS,
+        "dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "cosine": pa.float32(), "match": pa.float32(), "dup_component": pa.string(),
+        "texts": TEXTS,
     }  # fmt: skip
 
     def check(self, available: Mapping[str, ColumnType]) -> None:
@@ -72,7 +80,11 @@ class Dedup(Stage):
         kind, cosine = resolved["kind"], resolved.get("cosine")
         if kind == "semantic" and cosine is not None:
             return Drop(REASONS[kind], f"{keeper}, cosine {cosine:.4f}")
-        return Drop(REASONS[kind], f"{keeper}, {distance} bits" if kind == "near" and distance is not None else keeper)
+        if kind != "near":
+            return Drop(REASONS[kind], keeper)
+        bits = "" if distance is None else f", {distance} bits"
+        match = "" if resolved.get("match") is None else f", match {resolved['match']:.4f}"
+        return Drop(REASONS[kind], f"{keeper}{bits}{match}")
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         kind = columns["kind"]
@@ -91,7 +103,8 @@ class Dedup(Stage):
             same.append(_equal(con, "dup_hash"))
         width, most, near = self._near_links(con) if hashed else (0, SEMANTIC_STEPS, NO_LINKS)
         scale, semantic = self._semantic_links(con, most) if embedded else (0.0, NO_LINKS)
-        keys, label, plain = joined(same, near, semantic, int(most * self.params.reach), Measures(con, width, scale))
+        matched = self._matched_links(con, most)
+        keys, label, plain = joined(same, near, semantic, int(most * self.params.reach), Measures(con, width, scale), matched)
         place = {"part": (keys >> 32).astype(np.int32), "row": (keys & 0xFFFFFFFF).astype(np.int32)}
         con.register("dup_found", pa.table({**place, "component": label, "near": plain}))
         con.execute('CREATE OR REPLACE TABLE dup_groups AS SELECT part, "row", component, near FROM dup_found')
@@ -99,8 +112,8 @@ class Dedup(Stage):
         return _with_distance(con, keepers(con, self.params.max_texts, self.params.keeper), hashed, embedded)
 
     def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array | OfPlaces] | None:
-        """Without the texts, turned copies and embeddings: for these the query is asked."""
-        if "texts" in evidence.wanted or has_turned(evidence) or has_structs(evidence, "semantic_evidence"):
+        """Without the texts, turned copies, embeddings and matches: for these the query is asked."""
+        if "texts" in evidence.wanted or has_turned(evidence) or has_structs(evidence, "semantic_evidence") or has_structs(evidence, "crop_evidence"):
             return None
         found = read_hashes(evidence)
         most = self._most(found.width, found.within) if found is not None else 0
@@ -134,6 +147,27 @@ class Dedup(Stage):
         scale = max(most, 1) / max(1 - least, 1e-4)
         return scale, self._alike(con, links_of(con, "semantic_evidence", f"round((1 - p.cosine) * {scale})", f"round(p.cosine, 4) >= {least}"))
 
+    def _matched_links(self, con: duckdb.DuckDBPyConnection, most: int) -> Links:
+        """The links of crop_dup that hold, so measured that the least match that joins counts as `most` bits; all it found go to the table dup_matches."""
+        con.execute("CREATE OR REPLACE TABLE dup_matches (a BIGINT, b BIGINT, match FLOAT)")
+        if not has_evidence(con, "crop_evidence"):
+            return NO_LINKS
+        known = con.sql("SELECT crop_evidence.within FROM rows WHERE crop_evidence IS NOT NULL LIMIT 1").fetchall()
+        if not known:
+            return NO_LINKS
+        [(within,)] = known
+        least = max(MIN_MATCH, round(within, 4)) if self.params.min_match is None else self.params.min_match
+        if least < round(within, 4):
+            raise Fatal(f"{self.instance}: min_match {least:g} is below the {within:g} down to which crop_dup kept pairs; lower crop_dup.search_match")
+        con.execute(
+            f"""
+            INSERT INTO dup_matches SELECT a, p.part::BIGINT * 4294967296 + p."row", p.match
+            FROM (SELECT {ROW_KEY} AS a, unnest(crop_evidence.pairs) AS p FROM rows WHERE crop_evidence.pairs IS NOT NULL)
+            """
+        )
+        scale = most / max(1 - least, 1e-4)
+        return links_of(con, "crop_evidence", f"round((1 - p.match) * {scale})", f"round(p.match, 4) >= {least}")
+
     def _alike(self, con: duckdb.DuckDBPyConnection, links: Links) -> Links:
         return links if self.params.semantic_bits is None else seen_alike(con, links, self.params.semantic_bits)
 
@@ -145,19 +179,25 @@ def _equal(con: duckdb.DuckDBPyConnection, table: str) -> Links:
 
 
 def _with_distance(con: duckdb.DuckDBPyConnection, kept: duckdb.DuckDBPyRelation, hashed: bool, embedded: bool) -> duckdb.DuckDBPyRelation:
-    """The answer, with bits and cosine between each row that goes and its keeper; null where one of the two has no hash, or no pair of embeddings."""
-    kept.create_view("dup_kept", replace=True)
+    """The answer, with bits, cosine and match between each row that goes and its keeper; null where one of the two has no hash, or they were not measured."""
+    con.register("dup_kept", kept)  # no view in the file: `whatif` has `rows` in memory
     bits = _bits_sql() if hashed else "CAST(NULL AS SMALLINT)"
     cosine = "CAST(round(list_cosine_similarity(h.semantic_evidence.vector, k.semantic_evidence.vector), 4) AS FLOAT)" if embedded else "CAST(NULL AS FLOAT)"
     columns = ", ".join(f"r.{name}" for name, there in (("near_evidence", hashed), ("semantic_evidence", embedded)) if there) or "NULL AS nothing"
     return con.sql(
         f"""
-        WITH grouped AS (SELECT d.part, d."row", d.component, d.nth, {columns} FROM dup_ranked d JOIN rows r ON r.part = d.part AND r."row" = d."row"),
+        WITH grouped AS (
+            SELECT d.part, d."row", d.part::BIGINT * 4294967296 + d."row" AS key, d.component, d.nth, {columns}
+            FROM dup_ranked d JOIN rows r ON r.part = d.part AND r."row" = d."row"
+        ),
         measured AS (
-            SELECT h.part, h."row", {bits} AS distance, {cosine} AS cosine
+            SELECT h.part, h."row", {bits} AS distance, {cosine} AS cosine, h.key AS own, k.key AS keeper
             FROM grouped h JOIN grouped k ON k.component = h.component AND k.nth = 1 WHERE h.nth > 1
+        ), matched AS (
+            SELECT m.part, m."row", m.distance, m.cosine, d.match FROM measured m
+            LEFT JOIN dup_matches d ON d.a = least(m.own, m.keeper) AND d.b = greatest(m.own, m.keeper)
         )
-        SELECT part, "row", dup_of, kind, distance, cosine, dup_component, texts FROM dup_kept LEFT JOIN measured USING (part, "row")
+        SELECT part, "row", dup_of, kind, distance, cosine, match, dup_component, texts FROM dup_kept LEFT JOIN matched USING (part, "row")
         """
     )
 

@@ -33,7 +33,7 @@ _ROWS_PER_GROUP = 100_000
 _KINDS = (VALUES, VERDICTS, RESOLVED)
 _SCAN = "scan.json"
 # What the stages need to judge again; `texts` holds ranks and scores.
-_LEFT_OUT = ("text_measures", "text_rank", "clip_scores", "near_evidence", "semantic_evidence", "phash_turned", "pdq_turned")
+_LEFT_OUT = ("text_measures", "text_rank", "clip_scores", "near_evidence", "semantic_evidence", "crop_evidence", "thumbnail", "phash_turned", "pdq_turned")
 
 Digests = dict[tuple[str, str, int], str]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,9 @@ class Links:
         left, right = (label[np.searchsorted(keys, side)] for side in (self.left, self.right))
         open_ = left != right
         return Links(left[open_], right[open_], self.distance[open_])
+
+    def and_those_of(self, other: Links) -> Links:
+        return Links(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("left", "right", "distance")))
 
 
 NO_LINKS = Links(*(np.empty(0, np.int64) for _ in range(3)))
@@ -81,22 +85,42 @@ def seen_alike(con: duckdb.DuckDBPyConnection, links: Links, most: int) -> Links
     return Links(links.left[kept], links.right[kept], links.distance[kept])
 
 
-def joined(same: list[Links], near: Links, semantic: Links, reach: int, measures: Between) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def joined(
+    same: list[Links], near: Links, semantic: Links, reach: int, measures: Between, matched: Links = NO_LINKS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keys of all linked rows (sorted), the component of each, and the part of it that holds without semantic links; both named by their least row's key.
 
-    Rows with equal bytes or hashes (`same`) are one from the start; links of both kinds are then taken from the nearest to the farthest, and chains of them
-    that hold through weak links alone are split (`split_weak_chains`).
+    Rows with equal bytes or hashes (`same`) are one from the start; links of all kinds are then taken from the nearest to the farthest, and chains of them
+    that hold through weak links alone are split (`split_weak_chains`). Two rows of a `matched` link are as near as it says.
     """
-    keys = distinct(np.concatenate([side for links in (*same, near, semantic) for side in (links.left, links.right)]))
+    keys = distinct(np.concatenate([side for links in (*same, near, semantic, matched) for side in (links.left, links.right)]))
     ends = [(np.searchsorted(keys, links.left), np.searchsorted(keys, links.right)) for links in same]
     one = components(len(keys), *(np.concatenate([pair[side] for pair in ends]) for side in (0, 1)))
-    hashed, embedded = near.to(one, keys), semantic.to(one, keys)
+    fits, embedded = matched.to(one, keys), semantic.to(one, keys)
+    hashed = near.to(one, keys).and_those_of(fits)
     left, right, distance = (np.concatenate([getattr(hashed, name), getattr(embedded, name)]) for name in ("left", "right", "distance"))
     measures.read(keys, components(len(keys), left, right), distinct(np.concatenate([left, right])))
-    whole = split_weak_chains(len(keys), left, right, distance, reach, measures.between, measures.spread)
+    whole = split_weak_chains(len(keys), left, right, distance, reach, _nearer(measures.between, fits, len(keys)), measures.spread)
     kept = whole[hashed.left] == whole[hashed.right]
     plain = components(len(keys), hashed.left[kept], hashed.right[kept])
     return keys, keys[whole[one]], keys[plain[one]]
+
+
+def _nearer(between: Callable[[int, int], int], fits: Links, rows: int) -> Callable[[int, int], int]:
+    """`between`, or the distance of a link in `fits` where that says nearer."""
+    if not len(fits):
+        return between
+    codes = np.minimum(fits.left, fits.right) * rows + np.maximum(fits.left, fits.right)
+    order = np.lexsort((fits.distance, codes))
+    codes, distances = codes[order], fits.distance[order]
+
+    def nearer(a: int, b: int) -> int:
+        code = min(a, b) * rows + max(a, b)
+        place = int(np.searchsorted(codes, code))
+        bits = between(a, b)
+        return min(bits, int(distances[place])) if place < len(codes) and codes[place] == code else bits
+
+    return nearer
 
 
 class Measures:

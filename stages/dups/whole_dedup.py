@@ -105,7 +105,7 @@ def bytes_groups(column: pa.Array) -> dict[str, np.ndarray]:
 
 
 def decide_whole(evidence: ColumnEvidence, found: Hashes | None, most: int, reach: int, keeper: KeeperBy) -> dict[str, pa.Array | OfPlaces]:
-    """dup_of, kind, distance, cosine (null) and dup_component of all rows (null for rows that are in no component). most: bits that join two images."""
+    """dup_of, kind, distance, cosine, match (null both) and dup_component of all rows (null for rows in no component). most: bits that join two images."""
     index = evidence.index("bytes", ("raw_sha256",), lambda: bytes_groups(evidence.column("raw_sha256")))
     byte_rows, byte_group = living_groups(index["rows"], index["group"], evidence.alive)
     same, near = [_to_first(byte_rows, byte_group)], NO_LINKS
@@ -170,5 +170,5 @@ def _columns(evidence: ColumnEvidence, found: Hashes | None, rows: np.ndarray, b
         "dup_of": lambda places: ids(places, True),
         "dup_component": lambda places: ids(places, False),
         "distance": distance,
-        "cosine": lambda places: pa.nulls(len(places), pa.float32()),
+        **{name: lambda places: pa.nulls(len(places), pa.float32()) for name in ("cosine", "match")},
     }

@@ -82,11 +82,12 @@ def _fit(data: bytes, max_pixels: int) -> tuple[Facts, Payload]:
 
 
 def _hashes(data: bytes, pixel_limit: int, **wanted: bool) -> tuple[Facts, Payload]:
-    """Perceptual hashes, bytes as hex. A large JPEG is decoded at the scale that hashing needs."""
+    """Perceptual hashes, bytes as hex, and the thumbnail where asked for. A large JPEG is decoded at the scale that hashing needs."""
     from stages.images.hashes import WORKING_SIDE, hash_image
 
     found = hash_image(decode(data, pixel_limit=pixel_limit, min_width=WORKING_SIDE, min_height=WORKING_SIDE), **wanted)
-    return {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(found).items()}, b""
+    facts = {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(found).items() if name != "thumbnail"}
+    return facts, found.thumbnail
 
 
 def _looks(data: bytes, pixel_limit: int, mirrored: bool) -> tuple[Facts, Payload]:

@@ -174,7 +174,7 @@ def _hash_columns(facts: Facts, payload: bytes) -> dict[str, Any]:
     columns = {"phash": bytes.fromhex(facts["phash"]), "phash_quality": facts["quality"], "phash_turned": bytes.fromhex(facts["phash_turned"])}
     if facts["pdq"] is not None:
         columns |= {"pdq": bytes.fromhex(facts["pdq"]), "pdq_quality": facts["pdq_quality"], "pdq_turned": bytes.fromhex(facts["pdq_turned"])}
-    return columns
+    return columns | ({"thumbnail": np.frombuffer(bytes(payload), np.uint8)} if len(payload) else {})
 
 
 def _looks(facts: Facts, payload: bytes) -> list[Look]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from stages.images import registration
+
 WORKING_SIDE = 512
 BORDER_LEVELS = 24  # of 255: a JPEG of quality 50 leaves that much beside an edge
 BORDER_MOST = 0.25
@@ -24,6 +26,7 @@ class ImageHashes:
     """Hashes as bytes, most significant bit first: `phash` (8) and, where asked for, `pdq` (32).
 
     quality: 0 (flat) to 100, how much there is to see. `phash_turned`, `pdq_turned`: hashes of the mirrored and rotated picture, one behind another.
+    `thumbnail`: a small copy (`stages.images.registration`), where asked for.
     """
 
     phash: bytes
@@ -32,6 +35,7 @@ class ImageHashes:
     pdq_quality: int | None = None
     phash_turned: bytes = b""
     pdq_turned: bytes = b""
+    thumbnail: bytes = b""
 
 
 def has_pdq() -> bool:
@@ -39,7 +43,9 @@ def has_pdq() -> bool:
     return importlib.util.find_spec("pdqhash") is not None
 
 
-def hash_image(pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, rotated: bool = False, trimmed: bool = False) -> ImageHashes:
+def hash_image(
+    pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, rotated: bool = False, trimmed: bool = False, thumbnail: bool = False
+) -> ImageHashes:
     """Hashes of pixels uint8 [H, W, 3] RGB. mirrored: also of the left-right mirror image; rotated: also of the picture turned by 90, 180 and
     270 degrees; both: of all seven other copies. trimmed: of the picture without its border of one colour. Raises ImportError where pdq is asked
     for and pdqhash is not installed.
@@ -50,15 +56,15 @@ def hash_image(pixels: np.ndarray, *, pdq: bool = True, mirrored: bool = False, 
     coefficients = _low_frequencies(pixels)
     turns = _turns(mirrored, rotated)
     phash, turned = _bits(coefficients), b"".join(_bits(_turn(coefficients, *turn)) for turn in turns)
-    quality = picture_quality(pixels)
+    quality, small = picture_quality(pixels), registration.thumbnail(pixels) if thumbnail else b""
     if not pdq:
-        return ImageHashes(phash, quality, phash_turned=turned)
+        return ImageHashes(phash, quality, phash_turned=turned, thumbnail=small)
     import pdqhash
 
     vector, pdq_quality = pdqhash.compute(pixels)
     # The library's own turned hashes are approximate (30 to 50 bits off on photos), so the turned pixels are hashed.
     pdq_turned = b"".join(_packed(pdqhash.compute(_turned_pixels(pixels, *turn))[0]) for turn in turns)
-    return ImageHashes(phash, quality, _packed(vector), int(pdq_quality), turned, pdq_turned)
+    return ImageHashes(phash, quality, _packed(vector), int(pdq_quality), turned, pdq_turned, small)
 
 
 def _packed(vector: np.ndarray) -> bytes:

@@ -89,6 +89,7 @@ STAGES: dict[str, str] = {
     "image_hash": "Hashes every image by what it shows.",
     "near_dup": "Finds all pairs of images that look nearly the same.",
     "semantic_dup": "Finds all pairs of images that show nearly the same thing, by their embeddings.",
+    "crop_dup": "Lays small copies of like images over each other, so that cropped, framed and written-on copies are told from other pictures.",
     "dedup": "Of rows with the same or nearly the same image, one stays and takes over the texts of the others.",
     "decontaminate": "Keeps images and texts of evaluation sets out of the data.",
     "known_dup": "Leaves out what an earlier run has already.",

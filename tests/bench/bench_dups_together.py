@@ -1,6 +1,6 @@
-"""Hashes and embeddings asked together, on scenes of the rendered world: recall per edit and precision of rules that `dedup` can be given.
+"""Hashes, embeddings and thumbnails asked together, on scenes of the rendered world: recall per edit and precision of rules that `dedup` can be given.
 
-    bench_dups_together.py [--scenes 150] [--svg FILE]
+    bench_dups_together.py [--scenes 300] [--first 30000000] [--svg FILE]
 
 Each scene gets nine copies. All pairs of pictures are looked at; a pair is right where both show one scene. Embeddings are those of the bundled CLIP.
 """
@@ -17,11 +17,13 @@ from bench_near_dup_recall import _embedded, edits
 
 from stages.demo.scenes import draw_scene, render
 from stages.images.hashes import hash_image
+from stages.images.registration import match_scores
 from stages.models import open_clip
 from stages.vectors.blocks import unit
 
 EDITS = ("jpeg 50", "resize 0.5", "crop 2%", "crop 5%", "crop 10%", "border 3%", "border 8%", "text 5%", "text 10%")
 LEAST_QUALITY = 50
+LOOKED_BITS, LOOKED_COSINE = 80, 0.85  # pairs whose thumbnails are compared
 
 
 @dataclass
@@ -36,22 +38,32 @@ class Seen:
     wpdq: np.ndarray
     cosine: np.ndarray
     wgood: np.ndarray
+    match: np.ndarray  # of thumbnails; 0 for pairs that are not looked at
 
 
-def seen(scenes: int) -> Seen:
+def seen(scenes: int, first: int) -> Seen:
     model = open_clip.load({"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu", "batch_size": 10})
-    found: dict[str, list] = {name: [] for name in ("scene", "edit", "phash", "pdq", "wphash", "wpdq", "quality", "vector")}
+    found: dict[str, list] = {name: [] for name in ("scene", "edit", "phash", "pdq", "wphash", "wpdq", "quality", "vector", "thumb")}
     for scene in range(scenes):
-        pixels, made = render(draw_scene(10**7 + scene)), edits(scene)
+        pixels, made = render(draw_scene(first + scene)), edits(scene)
         copies = [pixels, *(made[name](pixels) for name in EDITS)]
         for nth, (copy, vector) in enumerate(zip(copies, _embedded(copies, model), strict=True)):
-            trimmed, whole = hash_image(copy, trimmed=True), hash_image(copy)
-            row = (scene, nth, trimmed.phash, trimmed.pdq, whole.phash, whole.pdq, whole.quality, vector)
+            trimmed, whole = hash_image(copy, trimmed=True, thumbnail=True), hash_image(copy)
+            row = (scene, nth, trimmed.phash, trimmed.pdq, whole.phash, whole.pdq, whole.quality, vector, trimmed.thumbnail)
             for name, value in zip(found, row, strict=True):
                 found[name].append(value)
     vectors, good = unit(np.stack(found["vector"])), np.array(found["quality"]) >= LEAST_QUALITY
     bits = {name: _bits(found[name]) for name in ("phash", "pdq", "wphash", "wpdq")}
-    return Seen(np.array(found["scene"]), np.array(found["edit"]), **bits, cosine=vectors @ vectors.T, wgood=good[:, None] & good[None])
+    cosine = vectors @ vectors.T
+    match = _matches(np.frombuffer(b"".join(found["thumb"]), np.uint8).reshape(len(vectors), -1), (bits["pdq"] <= LOOKED_BITS) | (cosine >= LOOKED_COSINE))
+    return Seen(np.array(found["scene"]), np.array(found["edit"]), **bits, cosine=cosine, wgood=good[:, None] & good[None], match=match)
+
+
+def _matches(thumbs: np.ndarray, looked: np.ndarray) -> np.ndarray:
+    left, right = np.nonzero(np.triu(looked, 1))
+    match = np.zeros(looked.shape, np.float32)
+    match[left, right] = match[right, left] = np.round(match_scores(thumbs[left], thumbs[right]), 4)
+    return match
 
 
 def _bits(hashes: list[bytes]) -> np.ndarray:
@@ -60,7 +72,7 @@ def _bits(hashes: list[bytes]) -> np.ndarray:
 
 
 def rules(s: Seen) -> dict[str, np.ndarray]:
-    alike = (s.cosine >= 0.93) & (s.phash <= 24)
+    alike, same = ((s.cosine >= least) & (s.phash <= 24) for least in (0.93, 0.97))
     return {
         "pHash 2, whole": (s.wphash <= 2) & s.wgood,
         "pHash 2, all": s.phash <= 2,
@@ -70,26 +82,32 @@ def rules(s: Seen) -> dict[str, np.ndarray]:
         "pHash 2, or cosine 0.93 with pHash 24": (s.phash <= 2) | alike,
         "PDQ 60, or cosine 0.93 with pHash 24": (s.pdq <= 60) | alike,
         "PDQ 40, or PDQ 60 with cosine 0.6, or cosine 0.93 with pHash 24": (s.pdq <= 40) | ((s.pdq <= 60) & (s.cosine >= 0.6)) | alike,
-        "the same with PDQ 70": (s.pdq <= 40) | ((s.pdq <= 70) & (s.cosine >= 0.6)) | alike,
+        "PDQ 40, or PDQ 70 with cosine 0.6, or cosine 0.93 with pHash 24": (s.pdq <= 40) | ((s.pdq <= 70) & (s.cosine >= 0.6)) | alike,
+        "PDQ 24, or match 0.94": (s.pdq <= 24) | (s.match >= 0.94),
+        "PDQ 24, or cosine 0.97 with pHash 24": (s.pdq <= 24) | same,
+        "PDQ 24, or cosine 0.97 with pHash 24, or match 0.94": (s.pdq <= 24) | same | (s.match >= 0.94),
     }
 
 
-DRAWN = (("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"))
+DRAWN = (
+    ("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"),
+    ("PDQ 24, or cosine 0.97 with pHash 24, or match 0.94", "#3c8d4f"),
+)  # fmt: skip
 
 
 def drawing(recalls: dict[str, list[float]]) -> str:
     """Bars of recall per edit, one colour per rule."""
     bars = []
     for at, name in enumerate(EDITS):
-        top = 46 + 44 * at
-        bars.append(f'<text x="92" y="{top + 20}" text-anchor="end">{name}</text>')
+        top = 62 + 55 * at
+        bars.append(f'<text x="92" y="{top + 26}" text-anchor="end">{name}</text>')
         for nth, (rule, colour) in enumerate(DRAWN):
             share = recalls[rule][at]
             bars.append(f'<rect x="100" y="{top + 11 * nth}" width="{420 * share:.1f}" height="9" fill="{colour}"/>')
             bars.append(f'<text x="{106 + 420 * share:.1f}" y="{top + 8 + 11 * nth}" font-size="9">{share:.2f}</text>')
-    names = [f'<rect x="{x}" y="14" width="10" height="10" fill="{colour}"/><text x="{x + 15}" y="23">{rule}</text>'
-             for x, (rule, colour) in zip((20, 140, 250), DRAWN, strict=True)]  # fmt: skip
-    height = 50 + 44 * len(EDITS)
+    names = [f'<rect x="{x}" y="{y}" width="10" height="10" fill="{colour}"/><text x="{x + 15}" y="{y + 9}">{rule}</text>'
+             for (x, y), (rule, colour) in zip(((20, 14), (140, 14), (240, 14), (20, 34)), DRAWN, strict=True)]  # fmt: skip
+    height = 66 + 55 * len(EDITS)
     font = 'font-family="sans-serif" font-size="12" fill="#222"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="570" height="{height}" viewBox="0 0 570 {height}" {font}>'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *names, *bars, "</svg>", ""])
@@ -97,19 +115,22 @@ def drawing(recalls: dict[str, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=150)
-    parser.add_argument("--svg", type=Path, help="also draw the recall of three rules")
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--first", type=int, default=30_000_000, help="seed of the first scene")
+    parser.add_argument("--svg", type=Path, help="also draw the recall of four rules")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    s = seen(options.scenes)
+    s = seen(options.scenes, options.first)
     upper, own = np.triu_indices(len(s.scene), 1), np.flatnonzero(s.edit == 0)
     same = (s.scene[:, None] == s.scene[None])[upper]
     print("| Rule | precision | " + " | ".join(EDITS) + " |\n|---|---|" + "---|" * len(EDITS))
-    recalls = {}
+    recalls, twos = {}, s.scene[:, None] * len(s.scene) + s.scene[None]
     for name, joined in rules(s).items():
         right, wrong = int((joined[upper] & same).sum()), int((joined[upper] & ~same).sum())
         recalls[name] = recall = [float(joined[np.flatnonzero(s.edit == nth + 1), own].mean()) for nth in range(len(EDITS))]
-        print(f"| {name} | {right / max(1, right + wrong):.4f} | " + " | ".join(f"{share:.3f}" for share in recall) + " |")
+        scenes = len(np.unique(twos[upper][joined[upper] & ~same]))
+        shares = " | ".join(f"{share:.3f}" for share in recall)
+        print(f"| {name} | {right / max(1, right + wrong):.4f} | {shares} | wrong: {wrong}, of {scenes} pairs of scenes")
     if options.svg:
         options.svg.write_text(drawing(recalls))
 

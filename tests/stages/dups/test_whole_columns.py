@@ -44,6 +44,7 @@ def columns_of(seed: int, width: int) -> dict[str, pa.Array]:
         "height": some(draw.choice([100, 150], ROWS).tolist(), pa.int32()),
         "texts": pa.array([f"text {n}" for n in range(ROWS)]),
         "semantic_evidence": pa.nulls(ROWS),
+        "crop_evidence": pa.nulls(ROWS),
     }
 
 
