@@ -9,12 +9,15 @@ keys and values, 1), processor_cache_gb (1), encoder_cache_tokens (images whose 
 tokens; by itself all that are in flight, at most 65,536. vLLM's own is max_num_batched_tokens: with more images in flight than that each prompt of a
 group would encode its image anew, since the block of the prefix in which an image ends is not full and is never found).
 
+The environment variable VLLM_LOGGING_LEVEL (ERROR by itself) lets vLLM say more.
+
 One engine serves all workers of a run, and several parts at once. When the engine ends under its requests it is started again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -34,6 +37,7 @@ MACHINE_KEYS = frozenset({*ENGINE_KEYS, "concurrency", "kv_cache_gb", "processor
 CPU_BLOCK = 32  # the smallest that vLLM's CPU kernels take
 PIXELS_PER_TOKEN = 28 * 28  # of a Qwen2-VL
 MOST_ENCODER_CACHE = 65_536  # image tokens: 470 MB of a model that is 3,584 wide, in bfloat16
+ENGINE_END_S = 5.0  # what an idle engine gets to end by itself
 SHARED = True
 _KEYS = frozenset({"revision", "dtype", "max_model_len", *MACHINE_KEYS})
 
@@ -103,9 +107,10 @@ class VllmChat:
         return self._loop.gather(self._answer(request) for request in requests)
 
     def close(self) -> None:
-        """End the engine's processes."""
-        if self._engine is not None:
-            self._loop.loop.call_soon_threadsafe(self._engine.shutdown)
+        """End the engine's processes. The next request would start another engine."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            self._loop.submit(_end(engine)).result()
 
     def _load_renderer(self) -> Renderer:
         from transformers import AutoProcessor
@@ -121,13 +126,15 @@ class VllmChat:
                 if self._engine is not None:
                     self._engine.shutdown()
                 self._engine = self._start()
+                if not self.starts:
+                    atexit.register(self.close)
                 self.starts += 1
                 end_with_this_process(engine_processes())
             return self._engine
 
     def _start(self) -> Any:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.spec.get("kv_cache_gb", 1))
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about its own settings; a user may ask for more
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
@@ -213,6 +220,15 @@ class VllmChat:
                 number = self._number_ids[token]
                 found[number] = found.get(number, 0.0) + math.exp(logprob.logprob)
         return found
+
+
+async def _end(engine: Any) -> None:
+    """Its task first: vLLM takes the end of its process for an error of a running engine, and logs a traceback."""
+    task = engine.output_handler
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
+    engine.shutdown(timeout=ENGINE_END_S)
 
 
 def _root(error: BaseException) -> BaseException:
