@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from stages.dups.components import components
-from stages.dups.hamming import as_words, brute_pairs, join, near_pairs
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import as_words, brute_pairs, join
+from stages.dups.parting import distinct
 from stages.dups.search_plan import make_plan
 from stages.images.decode import decode
 from stages.images.hashes import hash_image
@@ -60,14 +62,14 @@ def one_size(rows: int, threads: int | None) -> dict[str, object]:
     """Equal hashes collapsed, the search, the components; checked against what was planted."""
     hashes, original = planted(rows)
     start, cpu = time.perf_counter(), time.process_time()
-    distinct, which = np.unique(hashes, return_inverse=True)
-    pairs = join(list(near_pairs(distinct, DISTANCE, threads=threads)))
-    label = components(len(distinct), pairs.left, pairs.right)
+    unique, which = distinct(hashes)
+    pairs = join(list(near_pairs(unique, DISTANCE, threads=threads)))
+    label = components(len(unique), pairs.left, pairs.right)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     lost = int((label[which] != label[which[original]]).sum())
-    plan = make_plan(len(distinct), 64, DISTANCE)
+    plan = make_plan(len(unique), 64, DISTANCE)
     return {
-        "rows": rows, "distinct": len(distinct), "pairs": len(pairs), "lost": lost, "passes": len(plan.passes), "seconds": round(seconds, 2),
+        "rows": rows, "distinct": len(unique), "pairs": len(pairs), "lost": lost, "passes": len(plan.passes), "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu, 2), "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }  # fmt: skip
 

@@ -25,7 +25,8 @@ import numpy as np
 
 from stages.demo.image_bytes import encode
 from stages.demo.scenes import draw_scene, render
-from stages.dups.hamming import join, near_pairs
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import join
 from stages.images.crop import crop_image
 from stages.images.decode import decode
 from stages.images.hashes import hash_image
