@@ -58,6 +58,7 @@ class Dedup(Stage):
     Params = DedupParams
     params: DedupParams
     reads_resolve = ("raw_sha256", "near_evidence?", "semantic_evidence?", "phash?", "clip_score?", "texts|text|alt_text", "width?", "height?")
+    names_rows = ("near_evidence", "semantic_evidence")
     resolves = {
         "dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "cosine": pa.float32(), "dup_component": pa.string(), "texts": TEXTS,
     }  # fmt: skip
