@@ -7,20 +7,203 @@ whose complements these are). `tests/stages/dups/test_coverings.py` checks each 
 from __future__ import annotations
 
 # errors -> (blocks, choices as bit masks in hexadecimal)
-_FOUND = {
-    2: [(7, "1b 72 55 3c 4e 69 27"), (9, "b7 ed 1f1 1d6 167 17c 19d 13b 5f fa 1cb 1ae"), (13, "1f39 b5f 19f3 1eda dbe 1aaf 1dcd 7eb 1f66 ef5 1797 13fc 147f")],
+_FOUND: dict[int, list[tuple[int, str]]] = {
+    2: [
+        (
+            5,
+            "6 9 12 14",
+        ),
+        (
+            9,
+            "56 87 d1 138 168",
+        ),
+        (
+            7,
+            "1d 2b 36 4e 53 65 78",
+        ),
+        (
+            10,
+            "b7 15b 1ec 26d 2d5 2f2 31e 347 3a9",
+        ),
+        (
+            13,
+            "7ec af5 cbe f59 139b 1477 19bc 1b27 1ccb 1f52",
+        ),
+        (
+            11,
+            "1f3 29f 376 3ec 4be 54f 5b5 679 6c7 72b 7d8",
+        ),
+        (
+            9,
+            "3f cf f3 fc 15e 167 179 19b 1ad 1b6 1d5 1ea",
+        ),
+        (
+            13,
+            "77d adf dbe fe3 11fb 16f6 178f 1b37 1bec 1c6f 1dd5 1eb9 1f5a",
+        ),
+        (
+            10,
+            "fe 13f 177 1db 1ed 23f 2dd 2e7 2f3 35e 36d 37a 397 3ae 3b9 3cb 3f4",
+        ),
+        (
+            14,
+            "efe fbd 167f 1beb 1dd7 27f3 2b5f 2ded 33fc 356f 378f 38bf 3ae7 3dea 3ed9 3f1e 3f71 3fb2",
+        ),
+        (
+            11,
+            "17f 2fb 3bd 3cf 3f6 4df 5bb 5ee 5f5 66f 6b7 6fc 73d 757 77a 79e 7ad 7d9 7e3",
+        ),
+        (
+            12,
+            "3fd 4ff 777 7be 7db 7e7 97f abf bcf bf6 bfa d7e d9f deb df5 e7d ed7 eee ef9 f1f f6b fad fb3 fdc",
+        ),
+        (
+            13,
+            "5ff aff f7b fbd fcf ff6 13bf 16df 177d 17e7 17fa 19f7 1b5f 1beb 1bfc 1c7f 1daf 1dde 1df9 1ebe 1eed 1ef3 1f37 1f6e 1f9b 1fd5",
+        ),
+        (
+            14,
+            "ffb 17bf 1bf7 1ddf 1eef 1f7d 1ffc 26ff 2b7f 2dfe 2fbe 2fdd 2fe7 33df 35ef 35fb 377e 37f5 38ff 3bb7 3bed 3bfa 3d77 3dbd 3e3f 3ecf 3ef6 3ef9 "
+            "3f1f 3f6b 3fab 3fce 3fd3",
+        ),
+    ],
     3: [
-        (8, "d2 55 e4 aa c9 4e 87 1b 9c 63 36 78 2d b1"),
-        (10, "26e e7 369 2ba 2cb 2f1 33c 1b6 1b9 7b 2d6 1d3 12f 2ad 237 1cd 15e 372 31b 3d8 25d fc 347 395 3e4 175 3a3 38e 1ea 9f"),
+        (
+            7,
+            "a 11 21 30 44",
+        ),
+        (
+            6,
+            "3 c 14 18 21 22",
+        ),
+        (
+            8,
+            "d 13 2a 58 64 94 a1 c2",
+        ),
+        (
+            11,
+            "6d 15a 1b1 2aa 2d4 307 436 4c3 58c 619 760",
+        ),
+        (
+            13,
+            "3b4 49e 72a 8d5 a69 d43 107a 114e 15d0 1664 19a1 1a13 1c0d",
+        ),
+        (
+            8,
+            "1e 27 39 4b 55 6c 72 8d 93 aa b4 c6 d8 e1",
+        ),
+        (
+            11,
+            "ee 16b 1ad 1c7 237 25d 2f1 374 39a 475 49b 51e 5b2 5d8 66a 6ac 6c6 729 743 785",
+        ),
+        (
+            14,
+            "6af b79 bdc d73 12f6 147d 15da 19ae 1ed2 1f0e 1fa1 2373 23e5 25ea 269b 28bd 2d47 2e36 3197 3738 3745 393a 3a4b 3c99 3ce4",
+        ),
+        (
+            12,
+            "1be 1f5 2fa 37c 38f 45f 56b 6a7 6ec 733 756 7b4 7d1 86f 95b 9dc a37 ad5 ba9 be2 cb9 cf2 d2e d65 d87 e78 e9a eca f0d",
+        ),
+        (
+            10,
+            "7b b7 dd ee 12f 157 17c 19e 1b9 1cb 1e5 1f2 23d 25e 267 28f 2ba 2d3 2e9 2f4 31b 336 34d 36a 371 395 3a3 3ac 3c6 3d8",
+        ),
+        (
+            13,
+            "2ef 5fc 71f 7f1 87f abd ade af3 dae dd3 f4d f72 fa3 11b7 1379 139e 13ad 147d 15cb 16ba 16d5 1766 19da 19e5 1b2b 1b56 1bcc 1c2f 1c5b 1c76 "
+            "1d99 1e87 1ee8 1f34",
+        ),
+        (
+            14,
+            "6f7 bee df9 f1f 12f7 156f 17b3 17dc 19d7 1b7a 1bad 1be6 1cbe 1e75 1ecb 237d 25af 27da 29d7 2abb 2c7e 2ecd 2f63 2fb4 31eb 339e 34cf 35ce 35e5 "
+            "363d 3679 36ce 3756 38fc 3937 3a4f 3bd1 3cf2 3d1b 3d1d 3e87 3f2c 3fa8",
+        ),
+        (
+            12,
+            "1ef 2f7 35f 37b 37d 3be 4df 577 5bd 5fa 67e 6bb 6ed 72f 797 7ce 7d9 7e3 7f4 8fb 93f 9d7 9fc a6f abd ade b76 b8f bb3 bd9 be5 bea c7d caf cb7 "
+            "cbe d5e d6b d9b dcd de6 df1 e1f e73 ecb ed5 ee6 ef8 f35 f3a f47 f59 f6c f9c fa6 fa9 fd2",
+        ),
+        (
+            13,
+            "37f 5f7 6fb 7af 7dd 7ee 8ff 97f b9f bd7 bed bfa dbb dcf deb dfc e6f ebe ede ef5 f3d f5b f76 fa7 ff1 11ef 11fe 12fd 13b7 13db 147f 15bd 15db "
+            "169f 16e7 16fc 173e 174f 1773 1775 17ba 17d6 17e9 18df 19be 19e7 19f9 1a7e 1aaf 1af3 1b37 1b5d 1b6b 1bb9 1bce 1bf4 1c3f 1ced 1cee 1cf3 1d5d "
+            "1d67 1d7a 1d8f 1db5 1dd6 1e57 1e79 1e9d 1eb6 1eba 1ecb 1f1e 1f2b 1f6c 1f93 1fac 1fc5 1fd8 1fe2",
+        ),
+        (
+            14,
+            "7f7 b7f cff d7f fbb fcf ffc 13df 15fe 16bf 176f 17f9 19df 1afb 1bbe 1be7 1bed 1daf 1ddb 1df5 1e77 1edd 1eee 1f3d 1f5e 1f6b 1f97 1ff2 23fe "
+            "25ef 26fb 275f 27bd 29ef 2abf 2bd7 2bf9 2d9f 2ddb 2ddd 2df6 2e6f 2ede 2ef5 2f3e 2f6d 2f73 2fa7 2fea 31bf 327f 33eb 33f5 34df 357d 35f3 36e7 "
+            "36fc 3737 377a 379b 37ae 37cd 37d6 38fd 3977 39fa 3acf 3af6 3b2f 3b5b 3b7c 3b9d 3bb3 3bce 3c7e 3cb7 3ceb 3d3b 3d4f 3d9e 3db9 3dc7 3dec 3e1f "
+            "3e79 3ead 3eba 3ed3 3f55 3f66 3f8b 3fb4 3fd8 3fe1",
+        ),
     ],
     4: [
-        (7, "48 3 30 60 6 50 18 28 5"),
-        (10, "181 8a 244 124 58 25 260 218 92 103"),
-        (9, "10c 85 130 182 23 64 16 d0 4a 141 19 a8"),
-        (11, "10e 164 505 382 438 4d0 e8 28c 261 59 642 489 314 96 b1 21a 423"),
-        (10, "8b 254 e2 d1 2a8 330 1e 33 24a 78 285 2d 303 186 164 226 3c0 115 149 198"),
-        (12, "8cc 70c e60 89a 455 18b 9a4 c89 2e2 4e2 227 83c e82 2b8 495 c0b b11 5d0 25a 2c5 532 169 946 f2"),
-        (11, "68c 19a 4c3 52a 4cc 255 169 616 362 664 631 570 459 529 64a 3a1 1b4 73 1c6 28b 2a6 9d 790 4c5 4b2 5e 349 2f 2e8 507 313 31c"),
+        (
+            9,
+            "6 22 24 41 88 110",
+        ),
+        (
+            8,
+            "9 14 22 41 48 84 90",
+        ),
+        (
+            7,
+            "5 9 c 12 21 24 28 42 50",
+        ),
+        (
+            10,
+            "26 58 85 a1 109 150 188 212 224 242",
+        ),
+        (
+            9,
+            "d 32 4a 54 61 86 91 a8 103 118 124 1c0",
+        ),
+        (
+            11,
+            "5c 69 aa e2 107 191 226 28c 2d0 328 341 415 44a 530 584 612 681",
+        ),
+        (
+            10,
+            "39 4b 74 9a a5 d1 e2 11c 123 145 168 186 20d 232 246 294 2a8 30a 311 3c0",
+        ),
+        (
+            12,
+            "9e ab 135 1ac 235 259 307 332 368 478 4c3 4e4 54c 625 790 86a 8e1 952 989 ac4 c15 d22 e0a e30",
+        ),
+        (
+            9,
+            "1d 27 3a 4e 53 69 74 8b 95 9c a3 a6 a9 c5 d1 d2 e8 10b 116 12c 131 145 158 162 183 189 18a 1a1 1b0 1c4",
+        ),
+        (
+            11,
+            "3e 75 cb 15c 16a 196 1a3 1a9 233 24d 256 28e 2a3 2b8 307 319 3a4 3d0 41b 42d 447 4b2 4d8 4e4 534 551 58c 668 691 70a 741 742",
+        ),
+        (
+            12,
+            "eb fc 137 1ce 279 297 34b 35c 3a5 3b2 41f 4e6 52d 53a 5d1 663 674 68d 69a 746 7a8 857 8ae 965 972 999 a2b a3c ac5 ad2 b0e be0 c4d c5a cb1 "
+            "d68 d83 d94 e26 ec8 f11",
+        ),
+        (
+            11,
+            "5f b7 ed fa 13b 16e 175 18f 1bc 1d6 1d9 1e3 23e 267 279 29d 2ab 2ce 2d3 2f4 317 32d 34b 35c 372 39a 3a6 3b1 3c5 3e8 43d 46b 476 49b 4ae 4c7 "
+            "4dc 4f1 51e 527 54d 553 578 595 5a9 5b2 5ca 5e4 60f 633 655 65a 66c 696 6a5 6b8 6c9 6e2 719 72a 734 746 761 783 78c 7d0",
+        ),
+        (
+            12,
+            "df 13f 16f 1f6 1f9 277 2bd 2ed 2fa 35b 37c 39e 3ab 3b3 3c7 3ce 3d5 47b 4af 4b7 4fc 55e 567 575 59d 5a7 5ba 5cb 5d3 5ec 63e 64f 65d 69b 6d6 "
+            "6e5 6ea 6f1 717 72e 739 769 772 78d 7b4 7d8 7e2 87e 8bb 8cf 8e7 8f5 95d 973 997 9ad 9bc 9da 9ea a1f a6b a79 aae ab6 ad3 adc b0f b35 b3a b56 "
+            "b66 b6c b87 b99 bc9 be1 bf0 c3d c57 c6e c9e cd9 ce6 ce9 cf2 d1b d2b d36 d4d d65 d78 d8e db1 dc3 dd4 e2d e33 e47 e5a e74 e8b e95 ea3 eb8 ecc "
+            "f1c f23 f4a f51 f92 fa4 fa8 fc4",
+        ),
+        (
+            13,
+            "1ef 27f 39f 3f3 3fc 4fe 57b 5bd 5d7 6b7 6de 6eb 6f5 737 74f 76d 76e 776 7a7 7ba 7d9 8fd 93f 9de 9f6 9fa abe acf af3 b5d b6e b73 bad bb3 bd3 "
+            "be3 bf1 c6f cbb cd7 d57 d67 d7c d97 dae dc7 dd3 dd5 de9 e2f e5b e75 e76 e9d ee5 ee6 ef8 f1e f39 f6a f8b fb4 fcc fd2 10fe 1177 11bb 11dd 12af "
+            "12de 12f6 12f9 133e 135b 136d 13b5 13c7 13ea 147d 149f 14e7 14fa 152f 155e 15b6 15cb 15e6 15ec 15f1 15f2 163b 1657 166e 16bc 16cd 16da 16f2 "
+            "171d 1763 1765 1778 178e 1793 17a9 17d4 185f 18b7 18eb 196e 1979 198f 19a7 19bc 19d3 19e5 1a3d 1a67 1a7a 1a9b 1ad5 1aec 1b17 1b2b 1b4e 1b74 "
+            "1b9c 1ba6 1bb8 1bc9 1bd2 1c3e 1c73 1cad 1cce 1cd9 1cf4 1d1b 1d35 1d4d 1d56 1d6a 1d99 1d9a 1da3 1dd8 1e0f 1e27 1e5c 1e69 1e96 1eaa 1eb1 1ec3 "
+            "1f2c 1f32 1f46 1f4a 1f51 1f85 1fe0",
+        ),
     ],
 }
 

@@ -87,19 +87,22 @@ def spanning_forest(words: np.ndarray, distance: int) -> Pairs:
     """
     rows = words.shape[1]
     rest, others = np.arange(1, rows), words[:, 1:].copy()  # rows that are not in the tree yet stand first, and their hashes
-    reach, via = distances(words, np.zeros(rows - 1, np.int64), rest), np.zeros(rows - 1, np.int64)  # to the tree: distance, and its nearest row
+    # To the tree: distance, and its nearest row. One word's bits fit a byte.
+    kind = np.uint8 if len(words) == 1 else np.uint16
+    reach, via = distances(words, np.zeros(rows - 1, np.int64), rest).astype(kind), np.zeros(rows - 1, np.int64)
     edges = np.empty((rows - 1, 3), np.int64)
     for left in range(rows - 1, 0, -1):
-        place = int(np.argmin(reach[:left]))
+        place = int(reach[:left].argmin())
         row, last = int(rest[place]), left - 1
         edges[last] = via[place], row, reach[place]
         for array in (rest, reach, via):
             array[place] = array[last]
         others[:, place] = others[:, last]
-        ahead = np.zeros(last, np.uint16)
-        for word, mine in zip(others, words[:, row], strict=True):
-            ahead += np.bitwise_count(word[:last] ^ mine)
-        nearer = np.flatnonzero(ahead < reach[:last])
+        mine = words[:, row]
+        ahead = np.bitwise_count(others[0, :last] ^ mine[0]).astype(kind, copy=False)
+        for word, bits in zip(others[1:], mine[1:], strict=True):
+            ahead += np.bitwise_count(word[:last] ^ bits)
+        nearer = (ahead < reach[:last]).nonzero()[0]
         reach[nearer], via[nearer] = ahead[nearer], row
     edges = edges[edges[:, 2] <= distance]
     ends = np.sort(edges[:, :2], axis=1)
