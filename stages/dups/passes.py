@@ -44,6 +44,9 @@ class Search:
         self.words, self.distance, self.passes = words, distance, passes
         self.rows = words.shape[1]
         self.groups = [list(group) for _, group in groupby(range(len(passes)), key=lambda nth: (passes[nth].word, passes[nth].lead))]
+        self.parts: dict[tuple[int, int, int], int] = {}  # word, part and errors -> its first pass
+        for nth, one in enumerate(passes):
+            self.parts.setdefault((one.word, one.part, one.errors), nth)
         self.clumps: dict[int, list[tuple[np.ndarray, Pairs]]] = {}  # pass -> the masked words of each clump's run, its forest
 
     def in_group(self, group: int) -> Pairs:
@@ -119,16 +122,25 @@ class Search:
         return pairs.take(near), xor[near]
 
     def _own(self, nth: int, seen: list[_Seen]) -> Pairs:
-        """Those that no earlier pass sees, but this one (keys of unequal bits may be equal)."""
-        pairs, own = join([some for some, _ in seen]), self.passes[nth].word
-        xor = {own: np.concatenate([np.empty(0, np.uint64), *(some for _, some in seen)])}
-        for word in {one.word for one in self.passes[:nth]} - {own}:
-            xor[word] = self.words[word][pairs.left] ^ self.words[word][pairs.right]
+        """Those that no earlier pass sees, but this one (keys of unequal bits may be equal).
+
+        What has few enough errors in an earlier part, a pass over that part has seen.
+        """
+        pairs, one = join([some for some, _ in seen]), self.passes[nth]
+        xor = {one.word: np.concatenate([np.empty(0, np.uint64), *(some for _, some in seen)])}
         keep = self._sees(nth, xor)
-        for earlier in range(nth):
-            if earlier % 4 == 0:
+        first = self.parts[one.word, one.part, one.errors]
+        for (word, part, errors), begins in self.parts.items():
+            if begins < first:
+                if word not in xor:
+                    xor[word] = self.words[word][pairs.left] ^ self.words[word][pairs.right]
+                keep &= np.bitwise_count(xor[word] & np.uint64(part)) > errors
+        for earlier in range(first, nth):
+            if (earlier - first) % 4 == 0:
                 kept = np.flatnonzero(keep)
-                pairs, xor, keep = pairs.take(kept), {word: one[kept] for word, one in xor.items()}, np.ones(len(kept), bool)
+                if not len(kept):
+                    break
+                pairs, xor, keep = pairs.take(kept), {one.word: xor[one.word][kept]}, np.ones(len(kept), bool)
             keep &= ~self._sees(earlier, xor)
         return pairs.take(np.flatnonzero(keep))
 

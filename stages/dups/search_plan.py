@@ -23,7 +23,7 @@ from stages.dups.coverings import COVERINGS
 from stages.dups.parting import BUCKET_ROWS
 
 # Nanoseconds on one core, fitted on x86 with numpy 2.3: a row that is parted into buckets, a row in a pass (key, sort, comparison with its neighbour), a
-# candidate that is checked, a pass over one bucket, a word of a pair in brute force. They only steer the choice.
+# candidate that is checked, a sort of one bucket (a pass costs four more), a word of a pair in brute force. They only steer the choice.
 PART_NS, ROW_NS, CANDIDATE_NS, CALL_NS, BRUTE_NS = 4.0, 7.0, 4.0, 60_000.0, 1.2
 # Bits of real hashes depend on each other: 18 to 26 of a pHash tell the 5,000 photos of Flickr8k apart as this share of fair coins would.
 FAIR_SHARE = 0.94
@@ -91,7 +91,7 @@ def _best_cut(rows: int, width: int, errors: int) -> tuple[list[int], int, float
     for place, (blocks, agree, count) in enumerate(_cuts(width, errors)):
         key_bits = width * agree / blocks * FAIR_SHARE
         candidates = count * rows * rows / 2 / 2**key_bits
-        calls = count * max(1.0, rows / BUCKET_ROWS)
+        calls = count * (4 + rows / BUCKET_ROWS)
         parting = (errors + 1) * rows * PART_NS if rows > BUCKET_ROWS else 0.0  # fewer groups cannot hold all passes, few designs need more
         choices.append(((parting + count * rows * ROW_NS + candidates * CANDIDATE_NS + calls * CALL_NS) * 1e-9, place, blocks, agree))
     if not choices:
