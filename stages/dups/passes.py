@@ -18,7 +18,7 @@ from stages.dups.search_plan import Pass
 CLUMP_ROWS = 256  # runs up to this long are always listed
 CLUMP_DEGREE = 32  # a longer run is a clump where its hashes have more near ones than this on average
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: distinct masked words rarely agree in the upper bits of their product
-_FEW = 2048  # rows in runs whose further neighbours are looked at one step at a time
+_DENSE = 8  # where one row in so many has a neighbour with the same key, all neighbours are compared
 _Seen = tuple[Pairs, np.ndarray]  # pairs that a pass sees, and the xor of its word of the two (uint64)
 
 
@@ -90,25 +90,31 @@ class Search:
             for start, length in zip(starts[long].tolist(), lengths[long].tolist(), strict=True):
                 run = place[start : start + length]
                 found.append(self._in_run(nth, np.sort(run if rows is None else rows[run]).astype(np.int64)))
-        step = 1
-        while len(at) > _FEW:
-            found.append(self._check(nth, rows, words, place[at], place[at + step]))
-            at = at[same[at + step]]
-            step += 1
-        if len(at):  # long runs are few: all their further pairs at once
+        one, step = self.passes[nth], 1
+        if len(at) > size // _DENSE:  # many neighbours: words in the order of the keys are compared without looking up places
+            alive, ordered = np.zeros(size, bool), words[place]  # alive: the row `step` places on has the same key
+            alive[at] = True
+            while np.count_nonzero(alive) > size // _DENSE:
+                xor = np.bitwise_xor(ordered[step:], ordered[:-step], out=apart[:-step])
+                near = np.flatnonzero((np.bitwise_count(xor & np.uint64(one.part)) <= one.errors) & alive[:-step])
+                found.append(self._near(one, rows, place[near], place[near + step], xor[near]))
+                alive[:-step] &= same[step:]
+                alive[-step:] = False
+                step += 1
+            at = np.flatnonzero(alive)
+        if len(at):  # all further pairs at once
             last = np.flatnonzero(~same)
             more = last[np.searchsorted(last, at)] - at - step + 1
             left = np.repeat(at, more)
             right = np.arange(len(left)) + np.repeat(at + step - (np.cumsum(more) - more), more)
-            found.append(self._check(nth, rows, words, place[left], place[right]))
-        return [one for one in found if len(one[0])]
+            left, right = place[left], place[right]
+            xor = words[left] ^ words[right]
+            near = np.flatnonzero(np.bitwise_count(xor & np.uint64(one.part)) <= one.errors)
+            found.append(self._near(one, rows, left[near], right[near], xor[near]))
+        return [some for some in found if len(some[0])]
 
-    def _check(self, nth: int, rows: np.ndarray | None, words: np.ndarray, left: np.ndarray, right: np.ndarray) -> _Seen:
-        """Those of the candidates (places in the bucket) that are within the distance. Most have too many errors in the pass's part."""
-        one = self.passes[nth]
-        xor = words[left] ^ words[right]
-        near = np.flatnonzero(np.bitwise_count(xor & np.uint64(one.part)) <= one.errors)
-        left, right, xor = left[near], right[near], xor[near]
+    def _near(self, one: Pass, rows: np.ndarray | None, left: np.ndarray, right: np.ndarray, xor: np.ndarray) -> _Seen:
+        """Those of the candidates (places in the bucket, few enough errors in the pass's part) that are within the distance, as rows."""
         if rows is not None:
             left, right = rows[left].astype(np.int64), rows[right].astype(np.int64)
         total = np.bitwise_count(xor).astype(np.uint16)
@@ -135,13 +141,13 @@ class Search:
                 if word not in xor:
                     xor[word] = self.words[word][pairs.left] ^ self.words[word][pairs.right]
                 keep &= np.bitwise_count(xor[word] & np.uint64(part)) > errors
-        for earlier in range(first, nth):
+        for earlier in range(first, nth):  # over the same part: only the bits they look at differ
             if (earlier - first) % 4 == 0:
                 kept = np.flatnonzero(keep)
                 if not len(kept):
                     break
                 pairs, xor, keep = pairs.take(kept), {one.word: xor[one.word][kept]}, np.ones(len(kept), bool)
-            keep &= ~self._sees(earlier, xor)
+            keep &= (xor[one.word] & np.uint64(self.passes[earlier].mask)) != 0
         return pairs.take(np.flatnonzero(keep))
 
     def _sees(self, nth: int, xor: dict[int, np.ndarray]) -> np.ndarray:

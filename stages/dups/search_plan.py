@@ -24,7 +24,7 @@ from stages.dups.parting import BUCKET_ROWS
 
 # Nanoseconds on one core, fitted on x86 with numpy 2.3: a row that is parted into buckets, a row in a pass (key, sort, comparison with its neighbour), a
 # candidate that is checked, a sort of one bucket (a pass costs four more), a word of a pair in brute force. They only steer the choice.
-PART_NS, ROW_NS, CANDIDATE_NS, CALL_NS, BRUTE_NS = 4.0, 7.0, 4.0, 60_000.0, 1.2
+PART_NS, ROW_NS, CANDIDATE_NS, CALL_NS, BRUTE_NS = 4.0, 7.0, 3.0, 150_000.0, 0.6
 # Bits of real hashes depend on each other: 18 to 26 of a pHash tell the 5,000 photos of Flickr8k apart as this share of fair coins would.
 FAIR_SHARE = 0.94
 MOST_PASSES = 20_000
