@@ -23,7 +23,7 @@ def parted(values: np.ndarray, shift: int, bits: int) -> Iterator[tuple[np.ndarr
         some = values[start : start + _CHUNK]
         bucket = ((some >> np.uint64(shift)) & low).astype(np.uint8 if bits <= 8 else np.uint16)
         order = np.argsort(bucket, kind="stable")  # a radix sort for such short integers
-        np.take(some, order, out=ordered[start : start + _CHUNK])
+        np.take(some, order, out=ordered[start : start + _CHUNK], mode="clip")  # the other modes go through a copy
         rows[start : start + _CHUNK] = order + start
         ends.append(start + np.cumsum(np.bincount(bucket, minlength=1 << bits)))
     edges = np.stack(ends[1:], axis=1).tolist()
