@@ -113,17 +113,13 @@ def _cuts(width: int, errors: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _passes(word: int, shift: int, width: int, blocks: int, errors: int, chosen: list[int]) -> Iterator[Pass]:
-    """The passes over one part, those with the same leading block behind one another. Blocks are as equal as can be, leading ones the wider."""
+    """The passes over one part, those with the same leading block behind one another. Blocks are as equal as can be."""
     edges = [width * nth // blocks for nth in range(blocks + 1)]
     pieces = [((1 << stop) - (1 << start)) << shift for start, stop in zip(edges, edges[1:], strict=False)]
-    groups: dict[int, list[int]] = {}
     while chosen:
         lead = max(range(blocks), key=lambda block: sum(one >> block & 1 for one in chosen))
-        groups[lead] = [one for one in chosen if one >> lead & 1]
+        for one in chosen:
+            if one >> lead & 1:
+                mask = sum(piece for block, piece in enumerate(pieces) if one >> block & 1)
+                yield Pass(word, mask, ((1 << width) - 1) << shift, errors, pieces[lead])
         chosen = [one for one in chosen if not one >> lead & 1]
-    order = [*groups, *(block for block in range(blocks) if block not in groups)]
-    piece_of = dict(zip(order, sorted(pieces, key=int.bit_count, reverse=True), strict=True))
-    for lead, members in groups.items():
-        for one in members:
-            mask = sum(piece for block, piece in piece_of.items() if one >> block & 1)
-            yield Pass(word, mask, ((1 << width) - 1) << shift, errors, piece_of[lead])
