@@ -75,7 +75,9 @@ class ChatStage(Stage):
                 continue
             data = {name: as_data(text, self.params.max_text_chars) for name, text in fields.items()}
             sampling, digest = self.sampling(row, ctx), image_digest(pixels)
-            requests += [ChatRequest(prompt.system, prompt.render(**{name: data[name] for name in prompt.fields}), pixels, digest, sampling) for prompt in used]
+            requests += [
+                ChatRequest(prompt.system, prompt.render(**{name: data[name] for name in prompt.fields}), pixels, digest, sampling) for prompt in used
+            ]
         return requests
 
     def _pixels(self, rows: Sequence[Row], given: list[dict[str, str] | None], max_pixels: int, ctx: Context) -> list[np.ndarray | Failure]:

@@ -66,7 +66,8 @@ class ClipStage(Stage):
         if self._stored:
             self._compare(rows, stored, facts, decoders, ctx)
         waiting = [
-            self.views(row["image"], facts, decoders, known is None) if row["image"] is not None else None for row, known in zip(rows, stored, strict=True)
+            self.views(row["image"], facts, decoders, known is None) if row["image"] is not None else None
+            for row, known in zip(rows, stored, strict=True)
         ]
         failures: dict[int, Failure] = {}
         pixels, counts = [], []

@@ -161,7 +161,12 @@ def _kind_of(kind: Any) -> str:
         return "boolean"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         return "text"
     return "list" if pa.types.is_nested(kind) else "any"
 
@@ -170,7 +175,15 @@ def _check(node: Node, source: str, available: Mapping[str, Any]) -> str:
     """Kind of the node's value; RecipeError where kinds do not fit."""
     if node.kind == "constant":
         value = node.value
-        return "any" if value is None else "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
+        return (
+            "any"
+            if value is None
+            else "boolean"
+            if isinstance(value, bool)
+            else "text"
+            if isinstance(value, str)
+            else "number"
+        )
     if node.kind == "column":
         if node.value not in available:
             names = list(available)

@@ -67,7 +67,9 @@ def _from_parquet(path: str) -> Iterator[pa.Array]:
         if column is None:
             near = get_close_matches("sample_id", names, 1, 0.5)
             hint = f" (did you mean to rename {near[0]!r}?)" if near else ""
-            raise RecipeError(f"select.ids_file: {path} has no column sample_id or uid{hint}; it has {', '.join(names)}")
+            raise RecipeError(
+                f"select.ids_file: {path} has no column sample_id or uid{hint}; it has {', '.join(names)}"
+            )
         for batch in parquet.iter_batches(BATCH, columns=[column]):
             values = batch.column(0)
             if pa.types.is_binary(values.type) or pa.types.is_fixed_size_binary(values.type):

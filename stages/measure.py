@@ -33,7 +33,9 @@ def precision_at_keep(scores: ArrayLike, corrupted: ArrayLike, keep_ratio: float
     values, bad = _checked(scores, corrupted)
     keep = math.floor(Fraction(str(keep_ratio)) * len(values))
     if not 0 < keep <= len(values):
-        raise ValueError(f"keep_ratio {keep_ratio} of {len(values)} rows keeps {keep}; give a ratio that keeps 1 to {len(values)}")
+        raise ValueError(
+            f"keep_ratio {keep_ratio} of {len(values)} rows keeps {keep}; give a ratio that keeps 1 to {len(values)}"
+        )
     cut = np.sort(values)[-keep]
     above, tied = values > cut, values == cut
     share_of_ties = (keep - int(above.sum())) / int(tied.sum())

@@ -33,8 +33,12 @@ class TopFraction(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     column: str = Field(description="column to rank by, highest first; rows where it is null are never kept")
-    fraction: float = Field(description="share to keep; the number is floor(fraction * rows), in exact decimal arithmetic", ge=0, le=1)
-    of: Literal["alive", "input"] = Field("alive", description="rows that the share is taken of: those that reach this stage, or all of the input")
+    fraction: float = Field(
+        description="share to keep; the number is floor(fraction * rows), in exact decimal arithmetic", ge=0, le=1
+    )
+    of: Literal["alive", "input"] = Field(
+        "alive", description="rows that the share is taken of: those that reach this stage, or all of the input"
+    )
 
 
 class Percentile(BaseModel):
@@ -42,8 +46,12 @@ class Percentile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     column: str = Field(description="column; rows where it is null are dropped")
-    min: float | None = Field(None, description="percentile, 0 to 100: values below the one at that place are dropped", ge=0, le=100)
-    max: float | None = Field(None, description="percentile, 0 to 100: values above the one at that place are dropped", ge=0, le=100)
+    min: float | None = Field(
+        None, description="percentile, 0 to 100: values below the one at that place are dropped", ge=0, le=100
+    )
+    max: float | None = Field(
+        None, description="percentile, 0 to 100: values above the one at that place are dropped", ge=0, le=100
+    )
 
 
 class Params(machine.Params):
@@ -181,7 +189,11 @@ class Select(Stage):
     def _keep_percentiles(self, con: duckdb.DuckDBPyConnection, cut: Percentile) -> None:
         column = _quoted(cut.column)
         _numbers_only(con, cut.column)
-        sides = [(share, compare, word) for share, compare, word in ((cut.min, "<", "below"), (cut.max, ">", "above")) if share is not None]
+        sides = [
+            (share, compare, word)
+            for share, compare, word in ((cut.min, "<", "below"), (cut.max, ">", "above"))
+            if share is not None
+        ]
         edges = [
             con.execute(
                 f"SELECT quantile_disc({column}, CAST(? AS DOUBLE)) FROM select_state WHERE cut_reason IS NULL AND NOT isnan({column}::DOUBLE)",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import duckdb
 
-TEXTS_SQL: Final = "STRUCT(kind VARCHAR, text VARCHAR, source VARCHAR, model VARCHAR, prompt VARCHAR, clip_score FLOAT)[]"
+TEXTS_SQL: Final = (
+    "STRUCT(kind VARCHAR, text VARCHAR, source VARCHAR, model VARCHAR, prompt VARCHAR, clip_score FLOAT)[]"
+)
 
 _WHITE: Final = r"[\s\x{0085}\x{00a0}\x{1680}\x{2000}-\x{200b}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]+"
 _URL: Final = r"^([A-Za-z][A-Za-z0-9+.-]*)://(?:([^/?#]*)@)?([^/?#@]*)([^#]*)"
@@ -20,7 +22,10 @@ def has_column(con: duckdb.DuckDBPyConnection, column: str) -> bool:
 
 def text_entry(text: str, source: str) -> str:
     """SQL of one entry of TEXTS (as schemas.sample.make_text) from SQL of the text and of a sample_id BLOB."""
-    return f"{{'kind': 'alt_text', 'text': {text}, 'source': lower(hex({source})), 'model': '', 'prompt': '', 'clip_score': CAST(NULL AS FLOAT)}}"
+    return (
+        f"{{'kind': 'alt_text', 'text': {text}, 'source': lower(hex({source})), 'model': '', 'prompt': '', "
+        "'clip_score': CAST(NULL AS FLOAT)}"
+    )
 
 
 def texts_of_row(con: duckdb.DuckDBPyConnection, alias: str = "rows") -> str:

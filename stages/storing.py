@@ -24,7 +24,9 @@ class StoringParams(Params):
     """Where a preset and a field both name a limit of the image size, the field holds."""
 
     max_bytes: int = Field(32 << 20, description="most bytes of an image as it comes; a longer one is too_large", ge=1)
-    check: Literal["decode", "header"] = Field("decode", description="decode: every stored image has been decoded whole; header: only its header was read")
+    check: Literal["decode", "header"] = Field(
+        "decode", description="decode: every stored image has been decoded whole; header: only its header was read"
+    )
     decoders: int | None = tunes(None, "decoder processes per worker; null: its share of the cores, at most 8", ge=1)
     decode_timeout_s: float = tunes(20.0, "seconds for decoding one image; one that takes longer is decoder_hung", gt=0)
     decode_memory_mb: int = tunes(1536, "memory for decoding one image; one that needs more is decoder_memory", ge=64)

@@ -42,14 +42,22 @@ class Params(machine.Params):
     name_token: str = Field("<person>", description="what a person name becomes")
     names: tuple[str, ...] = Field((), description="person names to be replaced")
     names_file: str | None = Field(None, description="file of person names to be replaced, one per line")
-    name_recogniser: str | None = Field(None, description="package.module:function from a list of texts to a list of (start, end) of names for each")
-    boilerplate_file: str | None = Field(None, description="file of stock phrases, one per line, '#' starts a comment; default: the built-in list")
-    candidate_languages: tuple[str, ...] = Field(CANDIDATES, description="languages that language id chooses from, ISO 639-1")
+    name_recogniser: str | None = Field(
+        None, description="package.module:function from a list of texts to a list of (start, end) of names for each"
+    )
+    boilerplate_file: str | None = Field(
+        None, description="file of stock phrases, one per line, '#' starts a comment; default: the built-in list"
+    )
+    candidate_languages: tuple[str, ...] = Field(
+        CANDIDATES, description="languages that language id chooses from, ISO 639-1"
+    )
     files_sha256: str = Field("", description="filled in by itself: digest of names_file and boilerplate_file")
     empty: bool = decides(True, "drop rows without a text (empty)")
     min_chars: int | None = decides(5, "fewest characters (too_short)", ge=0)
     max_chars: int | None = decides(None, "most characters (too_long)", ge=0)
-    min_words: int | None = decides(2, "fewest words; each Chinese, Japanese or Thai character is one (too_few_words)", ge=0)
+    min_words: int | None = decides(
+        2, "fewest words; each Chinese, Japanese or Thai character is one (too_few_words)", ge=0
+    )
     max_words: int | None = decides(None, "most words (too_many_words)", ge=0)
     min_han: int | None = decides(None, "fewest Chinese characters (language)", ge=0)
     max_han: int | None = decides(None, "most Chinese characters (too_long)", ge=0)
@@ -57,13 +65,21 @@ class Params(machine.Params):
     max_boilerplate_share: float = decides(0.7, "largest share of letters in stock phrases", ge=0, le=1)
     file_name: bool = decides(True, "drop texts that are file names, digests or bare numbers (file_name)")
     url_text: bool = decides(True, "drop texts that are URLs (url_text)")
-    max_url_share: float = decides(0.4, "largest share of characters inside URLs; 0 drops every text with a URL", ge=0, le=1)
+    max_url_share: float = decides(
+        0.4, "largest share of characters inside URLs; 0 drops every text with a URL", ge=0, le=1
+    )
     emoji: bool = decides(False, "drop texts with an emoji (emoji)")
     languages: tuple[str, ...] | None = decides(None, "languages allowed, ISO 639-1, for example [en, de] (language)")
     min_lang_score: float | None = decides(None, "least probability of the language (language)", ge=0, le=1)
-    min_letters: float | None = decides(0.5, "least share of letters among characters that are no white space (low_letters)", ge=0, le=1)
-    max_repeated_tokens: float | None = decides(0.6, "largest share of repeated words, 1 - distinct / all (repetition)", ge=0, le=1)
-    max_repeated_ngrams: float | None = decides(0.6, "largest share of repeated character 5-grams (repetition)", ge=0, le=1)
+    min_letters: float | None = decides(
+        0.5, "least share of letters among characters that are no white space (low_letters)", ge=0, le=1
+    )
+    max_repeated_tokens: float | None = decides(
+        0.6, "largest share of repeated words, 1 - distinct / all (repetition)", ge=0, le=1
+    )
+    max_repeated_ngrams: float | None = decides(
+        0.6, "largest share of repeated character 5-grams (repetition)", ge=0, le=1
+    )
     min_entropy: float | None = decides(None, "least unigram entropy in nats (low_entropy)", ge=0)
     entropy_of: Literal["text", "corpus"] = decides(
         "text",
@@ -177,7 +193,9 @@ def _entries_of(row: Row) -> list[Mapping[str, Any]]:
     return [make_text(given or "", source=identifier.hex() if identifier else "")]
 
 
-def _values(entries: list[Mapping[str, Any]], cleaned: list[str], stock: Boilerplate, spoken: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
+def _values(
+    entries: list[Mapping[str, Any]], cleaned: list[str], stock: Boilerplate, spoken: Mapping[str, tuple[str, float]]
+) -> dict[str, Any]:
     """Texts each once, captions before what is none; their measures; the scalars of the first."""
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for place, (entry, text) in enumerate(zip(entries, cleaned, strict=True)):
@@ -196,7 +214,9 @@ def _values(entries: list[Mapping[str, Any]], cleaned: list[str], stock: Boilerp
 
 
 def _is_no_caption(measures: Mapping[str, Any]) -> bool:
-    return not measures["n_chars"] or measures["file_name"] or measures["url_share"] > 0.5 or measures["boilerplate"] > 0.5
+    return (
+        not measures["n_chars"] or measures["file_name"] or measures["url_share"] > 0.5 or measures["boilerplate"] > 0.5
+    )
 
 
 def _read(path: str) -> bytes:
@@ -204,7 +224,9 @@ def _read(path: str) -> bytes:
         with fsspec.open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise RecipeError(f"text_rules: cannot read {path}: {error}; name a text file with one entry per line") from error
+        raise RecipeError(
+            f"text_rules: cannot read {path}: {error}; name a text file with one entry per line"
+        ) from error
 
 
 def _lines(path: str | Path) -> list[str]:
@@ -233,7 +255,9 @@ def _mask_recognised(cleaned: list[list[str]], recogniser: str, token: str) -> l
     try:
         find = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"text_rules.name_recogniser: cannot load {recogniser!r} ({error}); write it as package.module:function") from error
+        raise RecipeError(
+            f"text_rules.name_recogniser: cannot load {recogniser!r} ({error}); write it as package.module:function"
+        ) from error
     flat = [text for texts in cleaned for text in texts]
     spans = iter(find(flat))
     return [[replace_spans(text, next(spans), token) for text in texts] for texts in cleaned]

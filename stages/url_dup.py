@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 class Params(machine.Params):
-    max_texts: int = decides(32, "most texts that a kept row takes over, the first in the input; a placeholder image may have millions", ge=1)
+    max_texts: int = decides(
+        32, "most texts that a kept row takes over, the first in the input; a placeholder image may have millions", ge=1
+    )
 
 
 class UrlDup(Stage):
@@ -48,7 +50,11 @@ class UrlDup(Stage):
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         reason = resolved.get("url_dup_reason")
-        return Drop(reason, f"{resolved['n_same_url']} rows have this URL; kept: {resolved['url_keeper']}") if reason else None
+        return (
+            Drop(reason, f"{resolved['n_same_url']} rows have this URL; kept: {resolved['url_keeper']}")
+            if reason
+            else None
+        )
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         return columns["url_dup_reason"]

@@ -46,7 +46,9 @@ class WriteShardsParams(AboutParams):
     parts_per_group: int | None = Field(None, description="parts cut into shards together; default: as many as hold about 100,000 rows", ge=1)
     order: Literal["input", "shuffled"] = Field("input", description="order of the samples; shuffled: parts over groups, and samples within a group")
     seed: int = Field(0, description="seed of the order and of the splits")
-    splits: dict[str, float] = Field({"train": 1.0}, description="share of each split; rows of one duplicate component, and rows with one image, stay together")
+    splits: dict[str, float] = Field(
+        {"train": 1.0}, description="share of each split; rows of one duplicate component, and rows with one image, stay together"
+    )
     caption: str = Field("text|alt_text", description="column that becomes the caption; of several (a|b) the first that is not null in the row")
     complement: str | None = Field(None, description="column joined to the caption after '; ', such as caption_short.text: both stand apart in `texts`")
     embeddings: bool = Field(True, description="also publish the stages' embeddings, in files of their own")

@@ -158,7 +158,9 @@ def load(name: str, where: str) -> Scheme:
         for title, group in given.groups.items()
         for phrase, opposite in group.each
     ]
-    scheme = Scheme(name, given.prompt, given.threshold, given.min_labels, (*given.categories, *grouped), given.templates, given.needs_consent, given.note)
+    scheme = Scheme(
+        name, given.prompt, given.threshold, given.min_labels, (*given.categories, *grouped), given.templates, given.needs_consent, given.note
+    )
     _check(scheme, f"{where}: scheme {name!r}")
     return scheme
 

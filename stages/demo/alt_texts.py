@@ -80,11 +80,7 @@ def inject(text: str, rng: np.random.Generator) -> str:
 
 
 _WORDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "color": COLOR_WORDS,
-    "shape": SHAPE_WORDS,
-    "size": SIZE_WORDS,
-    "texture": TEXTURE_ADJECTIVES,
-    "position": POSITION_PHRASES,
+    "color": COLOR_WORDS, "shape": SHAPE_WORDS, "size": SIZE_WORDS, "texture": TEXTURE_ADJECTIVES, "position": POSITION_PHRASES,
 }
 
 

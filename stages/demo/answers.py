@@ -41,10 +41,8 @@ def descriptive_caption(scene: Scene, first: Sequence[SceneObject] = ()) -> str:
     ground = _ground(scene)
     if len(items) == 1:
         item = items[0]
-        return (
-            f"This picture shows {_full(item)} {_place(item)} {ground}. It is the only object in the image, and nothing "
-            f"else can be seen around the {_name(item)}. The rest of the picture is empty."
-        )
+        return (f"This picture shows {_full(item)} {_place(item)} {ground}. It is the only object in the image, and nothing "
+                f"else can be seen around the {_name(item)}. The rest of the picture is empty.")
     opening = f"This picture shows {NUMBERS[len(items)]} objects {ground}."
     if len(items) == 2:
         both = ", and ".join(f"{_full(item)} is {_place(item)}" for item in items)

@@ -55,8 +55,7 @@ _ADJECTIVES, _ENDINGS = _by_word(TEXTURE_ADJECTIVES) | {"solid": "solid"}, _by_w
 _PLACES, _GROUNDS, _SIDES = _by_word(POSITION_PHRASES), _by_word(BACKGROUND_PHRASES), _by_word(RELATIONS)
 _OBJECT: Final = re.compile(
     rf"(?P<before>(?:\b(?:{_any_of({**_COLORS, **_SIZES, **_ADJECTIVES})})\b\s+)*)\b(?P<shape>{_any_of(_SHAPES)})\b"
-    rf"(?:\s+(?P<ending>{_any_of(_ENDINGS)})\b)?(?:\s+(?P<place>{_any_of(_PLACES)})\b)?",
-    re.IGNORECASE,
+    rf"(?:\s+(?P<ending>{_any_of(_ENDINGS)})\b)?(?:\s+(?P<place>{_any_of(_PLACES)})\b)?", re.IGNORECASE,
 )
 _WORD: Final = re.compile(_any_of({**_COLORS, **_SIZES, **_ADJECTIVES}), re.IGNORECASE)
 _RELATION: Final = re.compile(rf"\s+(?P<side>{_any_of(_SIDES)})\s+(?:an?|the)\s+", re.IGNORECASE)
@@ -112,7 +111,7 @@ def find_claims(text: str, scene: Scene) -> list[Claim]:
     named = mentions(text)
     claims = [claim for mention in named for claim in _object_claims(mention, scene)]
     for first, second in zip(named, named[1:], strict=False):
-        relation = _RELATION.fullmatch(text[first.end : second.start])
+        relation = _RELATION.fullmatch(text[first.end:second.start])
         if relation:
             true = _related(first.meant(scene), _SIDES[_plain(relation["side"])], second.meant(scene))
             claims.append(Claim("relation", first.end, second.end, true))

@@ -23,14 +23,7 @@ from stages.demo.scenes import Scene
 
 ASPECTS: Final = ("image_text_matching", "object_detail_fulfillment", "caption_text_quality", "semantic_understanding")
 QUALITY: Final[dict[str, int]] = {
-    "empty": 0,
-    "file_name": 5,
-    "url": 8,
-    "low_letters": 10,
-    "repetition": 15,
-    "too_short": 16,
-    "one_word": 20,
-    "boilerplate": 25,
+    "empty": 0, "file_name": 5, "url": 8, "low_letters": 10, "repetition": 15, "too_short": 16, "one_word": 20, "boilerplate": 25,
 }
 FOREIGN: Final = dict(zip(ASPECTS, (50, 25, 40, 20), strict=True))
 _CONTEXT: Final = ("background", "number", "position", "relation")

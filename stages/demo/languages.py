@@ -54,7 +54,8 @@ LANGUAGES: Final[dict[str, Language]] = {
         "brauner|braune|braunes;weißer|weiße|weißes;schwarzer|schwarze|schwarzes",
         textures="mit Streifen;mit Punkten;mit Karomuster",
         sizes="kleiner|kleine|kleines;mittelgroßer|mittelgroße|mittelgroßes;großer|große|großes",
-        positions="oben links;ganz oben;oben rechts;auf der linken Seite;in der Mitte;auf der rechten Seite;unten links;ganz unten;unten rechts",
+        positions="oben links;ganz oben;oben rechts;auf der linken Seite;in der Mitte;auf der rechten Seite;"
+        "unten links;ganz unten;unten rechts",
         backgrounds="vor weißem Hintergrund;vor grauem Hintergrund;vor hellblauem Hintergrund;vor dem Sonnenuntergang;"
         "über einer grünen Wiese;unter dem Sternenhimmel;auf dem Sand am Strand;auf kariertem Papier;"
         "auf einem Holztisch;auf den Wellen des Meeres",
@@ -68,7 +69,8 @@ LANGUAGES: Final[dict[str, Language]] = {
         colors="rouge;orange;jaune;vert|verte;turquoise;bleu|bleue;violet|violette;rose;marron;blanc|blanche;noir|noire",
         textures="à rayures;à pois;à carreaux",
         sizes="petit|petite;moyen|moyenne;grand|grande",
-        positions="en haut à gauche;tout en haut;en haut à droite;du côté gauche;au milieu;du côté droit;en bas à gauche;tout en bas;en bas à droite",
+        positions="en haut à gauche;tout en haut;en haut à droite;du côté gauche;au milieu;du côté droit;"
+        "en bas à gauche;tout en bas;en bas à droite",
         backgrounds="sur un fond blanc;sur un fond gris;sur un fond bleu clair;devant le coucher du soleil;"
         "au-dessus d'une prairie verte;dans le ciel étoilé de la nuit;sur le sable de la plage;"
         "sur du papier quadrillé;sur une table en bois;sur les vagues de la mer",
@@ -145,7 +147,8 @@ LANGUAGES: Final[dict[str, Language]] = {
         textures="带条纹的;带圆点的;带格子的",
         sizes="小的;中等大小的;大的",
         positions="左上角;上方;右上角;左边;中间;右边;左下角;下方;右下角",
-        backgrounds="背景是白色;背景是灰色;背景是浅蓝色;背景是日落;背景是绿色的草地;背景是夜晚的星空;背景是沙滩;画在方格纸上;放在木桌上;漂在海面上",
+        backgrounds="背景是白色;背景是灰色;背景是浅蓝色;背景是日落;背景是绿色的草地;背景是夜晚的星空;背景是沙滩;"
+        "画在方格纸上;放在木桌上;漂在海面上",
     ),
 }
 

@@ -149,7 +149,9 @@ def _placement(item: SceneObject, side: int, rng: np.random.Generator) -> tuple[
     return center, share * side, 0.14 * turn, tint
 
 
-def _draw_object(canvas: NDArray[np.uint8], item: SceneObject, outline: tuple[int, int, int], rng: np.random.Generator) -> None:
+def _draw_object(
+    canvas: NDArray[np.uint8], item: SceneObject, outline: tuple[int, int, int], rng: np.random.Generator
+) -> None:
     center, radius, turn, tint = _placement(item, canvas.shape[0], rng)
     contours = _contours(item.shape, center, radius, turn)
     color = tuple(int(np.clip(c + 10 * t, 0, 255)) for c, t in zip(COLORS[item.color], tint, strict=True))

@@ -56,7 +56,8 @@ def _behind_redirects(path: str, served: Behaviour, rng: np.random.Generator) ->
     steps = [path, *(f"/moved/{k}{path}" for k in range(int(rng.integers(1, 4))))]
     codes = rng.choice((301, 302, 307, 308), size=len(steps))
     routes: dict[str, Behaviour] = {
-        here: {"kind": "redirect", "status": int(code), "to": there} for here, there, code in zip(steps[:-1], steps[1:], codes[:-1], strict=True)
+        here: {"kind": "redirect", "status": int(code), "to": there}
+        for here, there, code in zip(steps[:-1], steps[1:], codes[:-1], strict=True)
     }
     return {**routes, steps[-1]: served}
 

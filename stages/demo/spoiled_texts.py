@@ -45,7 +45,9 @@ LOW_LETTER_TEMPLATES: Final[tuple[str, ...]] = (
     "this was $ {n}.99 -- (1) (2) (3) [{m}] 24/7 +++ {n}",
     "where is #{n} +++ {m} ::: 100 % 24/7 !!! {n}",
 )
-SHORT_WORDS: Final[tuple[str, ...]] = tuple("red blue pink cyan star ring box disc hoop sand sea wood sun moon tree hill lake road rain snow leaf bird".split())
+SHORT_WORDS: Final[tuple[str, ...]] = tuple(
+    "red blue pink cyan star ring box disc hoop sand sea wood sun moon tree hill lake road rain snow leaf bird".split()
+)
 REPEATED_TEXT: Final = "our little gallery with many colorful shapes"
 
 

@@ -51,7 +51,9 @@ class WorldServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -61,7 +63,8 @@ class WorldServer:
         self._errors = tempfile.TemporaryFile()
         # started from the folder above the package, so that it is found without being installed
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "stages.demo.server", str(self.folder.resolve())] + ["--port", str(self.port), "--while-parent", str(os.getpid())],
+            [sys.executable, "-m", "stages.demo.server", str(self.folder.resolve())]
+            + ["--port", str(self.port), "--while-parent", str(os.getpid())],
             cwd=Path(str(stages.__file__)).parent.parent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -72,7 +75,10 @@ class WorldServer:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 ended = self._process.poll()
                 self.stop()
-                raise RuntimeError(f"the demo's server for {self.folder} did not answer on port {self.port} (exit status {ended}): {self._said()}")
+                raise RuntimeError(
+                    f"the demo's server for {self.folder} did not answer on port {self.port} "
+                    f"(exit status {ended}): {self._said()}"
+                )
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -84,7 +84,9 @@ def _decode_jpeg(data: bytes, colours: str, min_width: int, min_height: int) -> 
     """Pixels by libjpeg-turbo, strictly; None for a file that is only oddly built, which Pillow then judges."""
     scaled = min_width > 0 and min_height > 0
     try:
-        return simplejpeg.decode_jpeg(data, colours, min_width=min_width, min_height=min_height, min_factor=2 if scaled else 1, strict=True)
+        return simplejpeg.decode_jpeg(
+            data, colours, min_width=min_width, min_height=min_height, min_factor=2 if scaled else 1, strict=True
+        )
     except ValueError as error:
         if pixels_damaged(error):
             raise ImageError(FailureCode.CORRUPT_IMAGE, f"jpg: {error}") from error

@@ -70,7 +70,9 @@ class _Job:
     lookups: int = 0
 
 
-async def fetch_all(urls: Sequence[str | None], options: FetchOptions, handle: Handle, slots: HostSlots | None = None) -> None:
+async def fetch_all(
+    urls: Sequence[str | None], options: FetchOptions, handle: Handle, slots: HostSlots | None = None
+) -> None:
     """Fetch every URL and await `handle` with each result as it comes; order is that of completion.
 
     At most `concurrency` results exist at a time, for a worker takes its next URL when `handle` has returned.

@@ -86,7 +86,9 @@ class EngineRow:
 def check_installed() -> None:
     """Raises Fatal that says how to install it."""
     if importlib.util.find_spec("img2dataset") is None:
-        raise Fatal("download_img2dataset: img2dataset is not installed; install the extra pairmill[img2dataset] (docs/sources.md says how), or use `download`")
+        raise Fatal(
+            "download_img2dataset: img2dataset is not installed; install the extra pairmill[img2dataset] (docs/sources.md says how), or use `download`"
+        )
 
 
 def fetch_with_img2dataset(urls: list[tuple[int, str]], folder: Path, options: EngineOptions) -> Iterator[EngineRow]:

@@ -33,7 +33,8 @@ _SLOTS_PER_DECODER = 16  # one that is worked on, and work for as long as anothe
 _KEPT_BYTES = 1 << 20  # a slot that held more gives its memory back
 _MOST_TRIES = 3  # of an image whose decoders end and none can say that it was to blame
 _BOOT = (
-    "import importlib, json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup.pop('path'); importlib.import_module(setup.pop('program')).main(setup)"
+    "import importlib, json, sys; setup = json.loads(sys.argv[1]); sys.path[:] = setup.pop('path'); "
+    "importlib.import_module(setup.pop('program')).main(setup)"
 )
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LANG", "TZ")
 _CODES = {"hung": FailureCode.DECODER_HUNG, "memory": FailureCode.DECODER_MEMORY, "killed": FailureCode.DECODER_MEMORY}

@@ -47,7 +47,9 @@ def _holds_tars(folder: Path) -> bool:
     return any(folder.glob("*.tar")) and not any(folder.glob("*.jpg"))
 
 
-def build_index(name: str, images: Iterable[str] = (), texts: Iterable[str] = (), model: dict[str, Any] | None = None, notes: list[str] | None = None) -> Index:
+def build_index(
+    name: str, images: Iterable[str] = (), texts: Iterable[str] = (), model: dict[str, Any] | None = None, notes: list[str] | None = None
+) -> Index:
     """Hash images (with the captions beside them) and texts into an index.
 
     model: spec of a model that embeds images, as in a recipe's models table. An image that cannot be read or decoded is left out and told in `notes`.

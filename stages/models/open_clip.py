@@ -24,7 +24,9 @@ from stages.models.open_clip_loader import LoadedClip, ModelLoadError, load_clip
 if TYPE_CHECKING:
     import torch
 
-_KEYS = frozenset({"kind", "name", "weights", "device", "precision", "batch_size", "threads", "cache_dir", "replicas", "gpu_share", "placement", "num_cpus"})
+_KEYS = frozenset(
+    {"kind", "name", "weights", "device", "precision", "batch_size", "threads", "cache_dir", "replicas", "gpu_share", "placement", "num_cpus"}
+)
 _PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 _BUNDLED_PREFIX = "bundled:"
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "demo" / "weights"

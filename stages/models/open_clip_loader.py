@@ -94,9 +94,7 @@ def preprocess_from(config: Mapping[str, Any], size: int | tuple[int, int]) -> P
     if len(sides) != 1:
         raise ModelLoadError(f"images of {size} pixels: only square inputs are supported")
     return Preprocess(
-        size=sides.pop(),
-        mean=tuple(config.get("mean", _CLIP_MEAN)),
-        std=tuple(config.get("std", _CLIP_STD)),
+        size=sides.pop(), mean=tuple(config.get("mean", _CLIP_MEAN)), std=tuple(config.get("std", _CLIP_STD)),
         interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
         resize_mode=config.get("resize_mode") or "shortest",
     )
@@ -129,9 +127,7 @@ def compact_rows(state: dict[str, torch.Tensor], token_ids: list[int]) -> dict[s
     ids = torch.tensor(sorted(set(token_ids)), dtype=torch.int32)
     rows = full[ids.long()]
     state |= {
-        "token_embedding.rows": rows,
-        "token_embedding.ids": ids,
-        "token_embedding.other": rows.mean(dim=0),
+        "token_embedding.rows": rows, "token_embedding.ids": ids, "token_embedding.other": rows.mean(dim=0),
         "token_embedding.count": torch.tensor(len(full), dtype=torch.int32),
     }
     return state
@@ -147,13 +143,17 @@ def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
     weights = folder / "open_clip_model.safetensors"
     if not weights.is_file():  # another layout (.bin, other names): open_clip knows where to look
         return _from_open_clip(spec, f"local-dir:{folder}", None, device, None)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in expand_rows(load_file(weights)).items()}
+    state = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in expand_rows(load_file(weights)).items()
+    }
     model = _build(config["model_cfg"])
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelLoadError(f"model {spec!r}: {weights} does not fit its config: {error}") from error
-    return _loaded(spec, f"local-dir:{folder}", model, config["model_cfg"], config.get("preprocess_cfg", {}), device, note=config.get("note", ""))
+    return _loaded(spec, f"local-dir:{folder}", model, config["model_cfg"], config.get("preprocess_cfg", {}), device,
+                   note=config.get("note", ""))
 
 
 def _from_open_clip(spec: str, name: str, weights: str | None, device: str, cache_dir: str | None) -> LoadedClip:
@@ -182,23 +182,13 @@ def _random(name: str, spec: str, device: str) -> LoadedClip:
 
 
 def _loaded(
-    spec: str,
-    source: str,
-    model: torch.nn.Module,
-    model_cfg: dict[str, Any],
-    preprocess_cfg: Mapping[str, Any],
-    device: str,
-    note: str = "",
+    spec: str, source: str, model: torch.nn.Module, model_cfg: dict[str, Any], preprocess_cfg: Mapping[str, Any],
+    device: str, note: str = "",
 ) -> LoadedClip:
     size = getattr(model.visual, "image_size", None) or model_cfg["vision_cfg"].get("image_size", 224)
     return LoadedClip(
-        name=spec,
-        model=model.eval().to(device),
-        model_cfg=model_cfg,
-        preprocess=preprocess_from(preprocess_cfg, size),
-        tokenizer=tokenizer_for(model_cfg, source),
-        digest=weights_digest(model.state_dict()),
-        note=note,
+        name=spec, model=model.eval().to(device), model_cfg=model_cfg, preprocess=preprocess_from(preprocess_cfg, size),
+        tokenizer=tokenizer_for(model_cfg, source), digest=weights_digest(model.state_dict()), note=note,
     )
 
 

@@ -130,15 +130,9 @@ class VllmChat:
         try:
             return AsyncLLM.from_engine_args(
                 AsyncEngineArgs(
-                    model=self.weights,
-                    revision=self.spec.get("revision"),
-                    dtype=self.dtype,
-                    max_model_len=int(self.spec.get("max_model_len", 4096)),
-                    limit_mm_per_prompt={"image": 1, "video": 0},
-                    mm_processor_cache_gb=float(self.spec.get("processor_cache_gb", 1)),
-                    max_logprobs=len(self._number_ids) + len(self._yes_no_ids) or 1,
-                    disable_log_stats=True,
-                    **options,
+                    model=self.weights, revision=self.spec.get("revision"), dtype=self.dtype, max_model_len=int(self.spec.get("max_model_len", 4096)),
+                    limit_mm_per_prompt={"image": 1, "video": 0}, mm_processor_cache_gb=float(self.spec.get("processor_cache_gb", 1)),
+                    max_logprobs=len(self._number_ids) + len(self._yes_no_ids) or 1, disable_log_stats=True, **options,
                 )  # fmt: skip
             )
         except (RuntimeError, ValueError, OSError) as error:

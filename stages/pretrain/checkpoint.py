@@ -64,7 +64,9 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
-        raise TrainError(f"cannot read the checkpoint {path}: {error}; remove its folder to go on from the one before") from error
+        raise TrainError(
+            f"cannot read the checkpoint {path}: {error}; remove its folder to go on from the one before"
+        ) from error
 
 
 def fsync_folder(folder: Path) -> None:

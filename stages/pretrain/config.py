@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stages.pretrain.errors import TrainError
 
 # A resumed run may change these; everything else decides what is learned and must stay.
-FREE_ON_RESUME = frozenset({"workers", "prefetch", "threads", "log_every", "checkpoint_every", "keep", "device", "dataset", "record_losses"})
+FREE_ON_RESUME = frozenset(
+    {"workers", "prefetch", "threads", "log_every", "checkpoint_every", "keep", "device", "dataset", "record_losses"}
+)
 
 
 class TrainConfig(BaseModel):
@@ -21,7 +23,9 @@ class TrainConfig(BaseModel):
 
     dataset: str = Field("", description="dataset folder (with manifest.json)")
     split: str = Field("train", description="split of the dataset")
-    model: str | dict[str, Any] = Field(description="open_clip model name, path of a JSON config, or the config (embed_dim, vision_cfg, text_cfg)")
+    model: str | dict[str, Any] = Field(
+        description="open_clip model name, path of a JSON config, or the config (embed_dim, vision_cfg, text_cfg)"
+    )
     init: str | None = Field(None, description="weights to start from, as load_clip names them; null: random weights")
     objective: str = Field("clip", description="file name in stages/pretrain/objectives")
     objective_params: dict[str, Any] = Field(default_factory=dict, description="parameters of the objective")
@@ -41,7 +45,9 @@ class TrainConfig(BaseModel):
     crop_scale: tuple[float, float] = Field((0.9, 1.0), description="area of the random resized crop, as a share")
     decode_margin: float = Field(1.0, ge=1, description="a JPEG is decoded to at least this times the view's side")
     seed: int = Field(0, description="weights, order and every other draw")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA devices that have it, else fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on CUDA devices that have it, else fp32"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     workers: int = Field(2, ge=0, description="threads that decode (decoders release the GIL); 0: in the training loop")
     prefetch: int = Field(3, ge=1, description="batches prepared ahead")

@@ -206,7 +206,9 @@ def _read_index(root: Path, shard: dict[str, Any]) -> pa.Table:
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"cannot read the index {path}, which manifest.json lists: {error}") from error
     if table.num_rows != shard["samples"]:
-        raise DataError(f"{path} has {table.num_rows} rows, manifest.json says {shard['samples']}: run `pairmill verify`")
+        raise DataError(
+            f"{path} has {table.num_rows} rows, manifest.json says {shard['samples']}: run `pairmill verify`"
+        )
     return table
 
 

@@ -108,7 +108,7 @@ class DialogueLayout:
         """Token ids of the turn alone, up to where the answer begins, with every image placeholder."""
         laid = self.lay([turn])
         first = int((laid.targets != IGNORED).argmax())
-        return laid.tokens[: first + 1].tolist()
+        return laid.tokens[:first + 1].tolist()
 
     @staticmethod
     def _system(turns: Sequence[Turn]) -> str:
@@ -163,8 +163,8 @@ class _Tree:
         positions = (start + np.arange(len(tokens)))[None].repeat(3, axis=0)
         number = self._append(parent, tokens, positions, start + len(tokens))
         if answer:
-            self._targets[number][-answer - 1 : -1] = tokens[-answer:]
-            self._weights[number][-answer - 1 : -1] = weight
+            self._targets[number][-answer - 1:-1] = tokens[-answer:]
+            self._weights[number][-answer - 1:-1] = weight
         for place, (true, cell) in (claims or {}).items():
             self._claims[number][place], self._claim_places[number][place] = float(true), cell
         return number
@@ -189,11 +189,8 @@ class _Tree:
         segment = np.repeat(np.arange(count), [len(tokens) for tokens in self._tokens])
         order = np.arange(len(segment))
         return Laid(
-            tokens=np.concatenate(self._tokens),
-            positions=np.concatenate(self._positions, axis=1),
-            targets=np.concatenate(self._targets),
-            weights=np.concatenate(self._weights),
-            claims=np.concatenate(self._claims),
+            tokens=np.concatenate(self._tokens), positions=np.concatenate(self._positions, axis=1),
+            targets=np.concatenate(self._targets), weights=np.concatenate(self._weights), claims=np.concatenate(self._claims),
             claim_places=np.concatenate(self._claim_places),
             visible=above[segment][:, segment] & (order[None] <= order[:, None]),
         )

@@ -20,10 +20,7 @@ RECALL_AT = (1, 5, 10)
 
 
 def retrieval_recall(
-    image_emb: torch.Tensor,
-    text_emb: torch.Tensor,
-    text_image: Sequence[int],
-    at: Sequence[int] = RECALL_AT,
+    image_emb: torch.Tensor, text_emb: torch.Tensor, text_image: Sequence[int], at: Sequence[int] = RECALL_AT,
 ) -> dict[str, float]:
     """Recall@k both ways from unit embeddings.
 
@@ -44,17 +41,17 @@ def retrieval_recall(
     text_rank = torch.empty(len(owner), dtype=torch.int64)
     everyone = torch.arange(count, device=owner.device)
     for first in range(0, count, 1024):  # blocks bound the memory: 1,024 x M similarities
-        similarity = image_emb[first : first + 1024] @ text_emb.T
-        own = owner[None, :] == everyone[first : first + 1024, None]
+        similarity = image_emb[first:first + 1024] @ text_emb.T
+        own = owner[None, :] == everyone[first:first + 1024, None]
         best_own = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
         ahead = ((similarity >= best_own) & ~own).sum(dim=1)
-        image_rank[first : first + 1024] = ahead.cpu()
+        image_rank[first:first + 1024] = ahead.cpu()
     for first in range(0, len(owner), 1024):
-        similarity = text_emb[first : first + 1024] @ image_emb.T
-        mine = owner[first : first + 1024]
+        similarity = text_emb[first:first + 1024] @ image_emb.T
+        mine = owner[first:first + 1024]
         own_similarity = similarity.gather(1, mine[:, None])
         other = everyone[None, :] != mine[:, None]
-        text_rank[first : first + 1024] = ((similarity >= own_similarity) & other).sum(dim=1).cpu()
+        text_rank[first:first + 1024] = ((similarity >= own_similarity) & other).sum(dim=1).cpu()
     return {
         **{f"image_to_text_recall@{k}": float((image_rank < k).double().mean()) for k in at},
         **{f"text_to_image_recall@{k}": float((text_rank < k).double().mean()) for k in at},
@@ -78,10 +75,7 @@ def class_embeddings(clip: LoadedClip, classes: Sequence[str], templates: Sequen
 
 
 def classification_accuracy(
-    image_emb: torch.Tensor,
-    class_emb: torch.Tensor,
-    labels: Sequence[int],
-    at: Sequence[int] = (1, 5),
+    image_emb: torch.Tensor, class_emb: torch.Tensor, labels: Sequence[int], at: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
     """Top-k accuracy of nearest class embeddings. `image_emb` [N, C], `class_emb` [K, C], `labels` [N]."""
     target = torch.as_tensor(labels, device=image_emb.device)
@@ -95,7 +89,7 @@ def embed_texts(clip: LoadedClip, texts: Sequence[str], batch_size: int = 256) -
     """Unit text embeddings, float32 [N, C]."""
     device = next(clip.model.parameters()).device
     parts = [
-        clip.model.encode_text(clip.tokenizer(texts[first : first + batch_size]).to(device), normalize=True).float().cpu()
+        clip.model.encode_text(clip.tokenizer(texts[first:first + batch_size]).to(device), normalize=True).float().cpu()
         for first in range(0, len(texts), batch_size)
     ]
     return torch.cat(parts)
@@ -107,7 +101,9 @@ def embed_images(clip: LoadedClip, views: Iterable[np.ndarray]) -> torch.Tensor:
     device = next(clip.model.parameters()).device
     parts = []
     for batch in views:
-        images = normalise({"images": torch.from_numpy(batch).to(device)}, clip.preprocess.mean, clip.preprocess.std)["images"]
+        images = normalise(
+            {"images": torch.from_numpy(batch).to(device)}, clip.preprocess.mean, clip.preprocess.std
+        )["images"]
         parts.append(clip.model.encode_image(images, normalize=True).float().cpu())
     return torch.cat(parts)
 
@@ -126,11 +122,7 @@ def eval_batches(clip: LoadedClip, samples: Samples, batch_size: int = 256, work
 
 
 def evaluate_retrieval(
-    clip: LoadedClip,
-    samples: Samples | str,
-    split: str = "train",
-    all_texts: bool = False,
-    batch_size: int = 256,
+    clip: LoadedClip, samples: Samples | str, split: str = "train", all_texts: bool = False, batch_size: int = 256,
     workers: int = 2,
 ) -> dict[str, Any]:
     """Recall@1, 5 and 10 both ways over all pairs of a dataset folder (or samples in memory).
@@ -144,20 +136,13 @@ def evaluate_retrieval(
     text_emb = embed_texts(clip, [text for group in groups for text in group], batch_size)
     image_emb = embed_images(clip, eval_batches(clip, data, batch_size, workers))
     return {
-        **retrieval_recall(image_emb, text_emb, owner),
-        "images": len(data),
-        "texts": len(owner),
-        "model": clip.name,
+        **retrieval_recall(image_emb, text_emb, owner), "images": len(data), "texts": len(owner), "model": clip.name,
         "weights_digest": clip.digest,
     }
 
 
 def evaluate_classification(
-    clip: LoadedClip,
-    samples: Samples,
-    labels: Sequence[int],
-    classes: Sequence[str],
-    templates: Sequence[str],
+    clip: LoadedClip, samples: Samples, labels: Sequence[int], classes: Sequence[str], templates: Sequence[str],
 ) -> dict[str, Any]:
     """Zero-shot top-1 and top-5 accuracy of samples whose classes are `labels` (indices into `classes`)."""
     image_emb = embed_images(clip, eval_batches(clip, samples))
@@ -170,5 +155,5 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     scores = np.concatenate([np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)])
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    wins = mean_rank[place[: len(positive)]].sum() - len(positive) * (len(positive) + 1) / 2
+    wins = mean_rank[place[:len(positive)]].sum() - len(positive) * (len(positive) + 1) / 2
     return float(wins / (len(positive) * len(negative)))

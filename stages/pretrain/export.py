@@ -33,8 +33,6 @@ def export_clip(clip: nn.Module, model_cfg: dict[str, Any], preprocess_cfg: dict
 def preprocess_dict(preprocess: Preprocess) -> dict[str, Any]:
     """The preprocessing as open_clip's `preprocess_cfg`; it takes the size from the vision tower."""
     return {
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "interpolation": preprocess.interpolation,
+        "mean": list(preprocess.mean), "std": list(preprocess.std), "interpolation": preprocess.interpolation,
         "resize_mode": preprocess.resize_mode,
     }

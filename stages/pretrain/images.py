@@ -105,10 +105,7 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: str) -> n
 
 
 def eval_view(
-    image: ImageSource,
-    size: int,
-    interpolation: str = "bicubic",
-    resize_mode: str = "shortest",
+    image: ImageSource, size: int, interpolation: str = "bicubic", resize_mode: str = "shortest",
 ) -> np.ndarray:
     """The evaluation view: uint8 [size, size, 3].
 
@@ -128,15 +125,11 @@ def eval_view(
         new_height, new_width = int(size * height / width), size
     pixels = resize(pixels, new_height, new_width, interpolation)
     top, left = int(round((new_height - size) / 2.0)), int(round((new_width - size) / 2.0))
-    return pixels[top : top + size, left : left + size]
+    return pixels[top:top + size, left:left + size]
 
 
 def draw_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    scale: Sequence[float],
-    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
     """Crop (top, left, height, width) drawn as torchvision's RandomResizedCrop does: ten tries, then the centre."""
     for _ in range(10):
@@ -155,12 +148,8 @@ def draw_crop(
 
 
 def train_view(
-    image: ImageSource,
-    size: int,
-    rng: np.random.Generator,
-    scale: Sequence[float] = (0.9, 1.0),
-    interpolation: str = "bicubic",
-    decode_margin: float = 1.0,
+    image: ImageSource, size: int, rng: np.random.Generator, scale: Sequence[float] = (0.9, 1.0),
+    interpolation: str = "bicubic", decode_margin: float = 1.0,
 ) -> np.ndarray:
     """The training view: a random resized crop, uint8 [size, size, 3] (open_clip's only augmentation by default).
 

@@ -52,9 +52,13 @@ def read_sample(samples: Samples, index: int, epoch: int, seed: int, needs: Need
                 made[name] = eval_view(image, views.size, views.interpolation, views.resize_mode)
             else:
                 rng = generator(seed, epoch, key, f"crop:{name}")
-                made[name] = train_view(image, views.size, rng, views.crop_scale, views.interpolation, views.decode_margin)
+                made[name] = train_view(
+                    image, views.size, rng, views.crop_scale, views.interpolation, views.decode_margin
+                )
     except (ValueError, OSError) as error:
-        raise DataError(f"sample {key} does not decode ({samples.place(index)}): {error}; check the dataset with `pairmill verify`") from error
+        raise DataError(
+            f"sample {key} does not decode ({samples.place(index)}): {error}; check the dataset with `pairmill verify`"
+        ) from error
     texts = samples.texts(index) if "texts" in needs.columns else ()
     kinds = samples.kinds(index) if "kinds" in needs.columns else ()
     return Sample(key=key, views=made, caption=samples.caption(index), texts=texts, epoch=epoch, seed=seed, kinds=kinds)
@@ -80,18 +84,8 @@ class BatchLoader:
     """
 
     def __init__(
-        self,
-        samples: Samples,
-        collate: Collate,
-        tokenize: Tokenize,
-        needs: Needs,
-        views: Views,
-        batch_size: int,
-        seed: int,
-        workers: int = 2,
-        prefetch: int = 3,
-        rank: int = 0,
-        world_size: int = 1,
+        self, samples: Samples, collate: Collate, tokenize: Tokenize, needs: Needs, views: Views, batch_size: int,
+        seed: int, workers: int = 2, prefetch: int = 3, rank: int = 0, world_size: int = 1,
     ) -> None:
         if batch_size > len(samples):
             raise TrainError(f"option batch_size: {batch_size} is more than the {len(samples)} samples of the split")
@@ -110,7 +104,7 @@ class BatchLoader:
         if self._order is None or self._order[0] != position.epoch:
             self._order = (position.epoch, epoch_order(self._seed, position.epoch, len(self._samples)))
         first = position.batch * self._batch_size + self._start
-        return self._order[1][first : first + self._local]
+        return self._order[1][first:first + self._local]
 
     def after(self, position: Position) -> Position:
         """The position that follows."""
@@ -146,27 +140,29 @@ class BatchLoader:
         firsts = range(0, len(order), batch_size)
         with ThreadPoolExecutor(max(1, self._workers)) as readers:
             for number in range(rank, len(firsts), world_size):
-                own = order[firsts[number] : firsts[number] + batch_size]
-                indices = np.concatenate([own, order[: batch_size - len(own)]])
-                chunks = [indices[first : first + 16] for first in range(0, len(indices), 16)]
+                own = order[firsts[number]:firsts[number] + batch_size]
+                indices = np.concatenate([own, order[:batch_size - len(own)]])
+                chunks = [indices[first:first + 16] for first in range(0, len(indices), 16)]
                 read = [sample for part in readers.map(lambda some: self._read(some, 0), chunks) for sample in part]
                 whole = self._finish(Position(0, number), read)
-                yield LoadedBatch(whole.position, whole.keys[: len(own)], whole.tensors)
+                yield LoadedBatch(whole.position, whole.keys[:len(own)], whole.tensors)
 
     def _submit(
-        self,
-        readers: ThreadPoolExecutor,
-        collator: ThreadPoolExecutor,
-        position: Position,
+        self, readers: ThreadPoolExecutor, collator: ThreadPoolExecutor, position: Position,
     ) -> Future[LoadedBatch]:
         indices = self.indices(position)
         chunk = max(1, min(16, len(indices) // self._workers))
-        parts = [readers.submit(self._read, indices[first : first + chunk], position.epoch) for first in range(0, len(indices), chunk)]
+        parts = [
+            readers.submit(self._read, indices[first:first + chunk], position.epoch)
+            for first in range(0, len(indices), chunk)
+        ]
         # tokenising and stacking run beside the decoding of the next batch, not in the training loop
         return collator.submit(lambda: self._finish(position, [sample for part in parts for sample in part.result()]))
 
     def _read(self, indices: np.ndarray, epoch: int) -> list[Sample]:
-        return [read_sample(self._samples, int(index), epoch, self._seed, self._needs, self._views) for index in indices]
+        return [
+            read_sample(self._samples, int(index), epoch, self._seed, self._needs, self._views) for index in indices
+        ]
 
     def _finish(self, position: Position, samples: list[Sample]) -> LoadedBatch:
         return LoadedBatch(position, [sample.key for sample in samples], self._collate(samples, self._tokenize))

@@ -79,7 +79,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW |
     """The optimizer that the config names."""
     if config.optimizer == "muon":
         return MuonAndAdamW(model, config)
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

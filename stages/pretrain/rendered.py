@@ -47,12 +47,7 @@ def scene_view(stream: str, size: int, index: int) -> np.ndarray:
 
 
 def rendered_samples(
-    stream: str,
-    count: int,
-    captions: int,
-    size: int,
-    workers: int = 1,
-    cache: Path | None = None,
+    stream: str, count: int, captions: int, size: int, workers: int = 1, cache: Path | None = None,
 ) -> ArraySamples:
     """The first `count` scenes of a stream with their captions, in memory: count x size x size x 3 bytes.
 
@@ -106,7 +101,8 @@ def evaluate(clip: LoadedClip, count: int) -> dict[str, Any]:
 def used_tokens(samples: Samples, clip: LoadedClip) -> list[int]:
     """Ids of the tokens of all texts, the byte-level tokens (so that any text has rows of its own), start and end."""
     texts = [text for i in range(len(samples)) for text in samples.texts(i)]
-    found = {int(token) for first in range(0, len(texts), 10_000) for token in clip.tokenizer(texts[first : first + 10_000]).unique()}
+    found = {int(token) for first in range(0, len(texts), 10_000)
+             for token in clip.tokenizer(texts[first:first + 10_000]).unique()}
     vocabulary = clip.model.token_embedding.num_embeddings
     return sorted(found | set(range(512)) | {vocabulary - 2, vocabulary - 1})
 
@@ -119,18 +115,17 @@ def write_bundle(clip: LoadedClip, samples: Samples, out: Path) -> int:
     from safetensors.torch import save_file
 
     state = compact_rows(clip.model.state_dict(), used_tokens(samples, clip))
-    half = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous() for name, tensor in state.items()}
+    half = {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for name, tensor in state.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     save_file(half, out / WEIGHTS_NAME)
     size = (out / WEIGHTS_NAME).stat().st_size
     if size > LARGEST_BUNDLE:
         raise ValueError(f"{out / WEIGHTS_NAME} has {size} bytes, more than {LARGEST_BUNDLE}: choose smaller towers")
-    preprocess = {
-        "mean": list(clip.preprocess.mean),
-        "std": list(clip.preprocess.std),
-        "interpolation": clip.preprocess.interpolation,
-        "resize_mode": clip.preprocess.resize_mode,
-    }
+    preprocess = {"mean": list(clip.preprocess.mean), "std": list(clip.preprocess.std),
+                  "interpolation": clip.preprocess.interpolation, "resize_mode": clip.preprocess.resize_mode}
     config = {"model_cfg": clip.model_cfg, "preprocess_cfg": preprocess, "note": NOTE}
     (out / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     fsync_folder(out)
@@ -148,7 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = TrainConfig(**recipe["train"])
     began = time.monotonic()
     size = resolve_model(config.model)[0]["vision_cfg"]["image_size"]
-    samples = rendered_samples("train", recipe["scenes"], recipe["captions"], size, options.workers, options.out / "scenes")
+    samples = rendered_samples(
+        "train", recipe["scenes"], recipe["captions"], size, options.workers, options.out / "scenes"
+    )
     rendered = time.monotonic()
     print(f"rendered {len(samples)} scenes in {rendered - began:.0f} s", file=sys.stderr)
     result = train(config, options.out, on_step=_report, samples=samples)
@@ -156,21 +153,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size_bytes = write_bundle(load_clip(result.export), samples, bundle)
     evaluation = evaluate(load_clip(str(bundle)), recipe["eval_scenes"])  # of what is shipped, not of what was trained
     evaluation |= {
-        "note": NOTE,
-        "command": "python -m stages.pretrain.rendered --out DIR",
-        "recipe": recipe,
-        "scenes": f"stream 'train', indices 0 to {recipe['scenes'] - 1}",
-        "steps": result.steps,
-        "epochs": round(result.epochs, 2),
-        "seed": config.seed,
-        "last_loss": round(result.loss, 5),
-        "render_minutes": round((rendered - began) / 60, 1),
-        "train_minutes": round(result.seconds / 60, 1),
-        "resumed_from_step": result.resumed_from,
-        "torch": torch.__version__.split("+")[0],
-        "device": "cpu" if config.device == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name(),
-        "compute_threads": torch.get_num_threads(),
-        "weights_bytes": size_bytes,
+        "note": NOTE, "command": "python -m stages.pretrain.rendered --out DIR", "recipe": recipe,
+        "scenes": f"stream 'train', indices 0 to {recipe['scenes'] - 1}", "steps": result.steps,
+        "epochs": round(result.epochs, 2), "seed": config.seed, "last_loss": round(result.loss, 5),
+        "render_minutes": round((rendered - began) / 60, 1), "train_minutes": round(result.seconds / 60, 1),
+        "resumed_from_step": result.resumed_from, "torch": torch.__version__.split("+")[0], "device": "cpu"
+        if config.device == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name(),
+        "compute_threads": torch.get_num_threads(), "weights_bytes": size_bytes,
     }
     (bundle / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({name: evaluation[name] for name in ("train_eval", "heldout")}, indent=2))

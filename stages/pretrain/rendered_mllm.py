@@ -34,7 +34,7 @@ def read_recipe(path: Path, until: str | None = None) -> dict[str, Any]:
     names = [phase["name"] for phase in recipe["phases"]]
     if until is not None and until not in names:
         raise ValueError(f"--until {until}: {path} has no such phase; it has {', '.join(names)}")
-    return recipe if until is None else {**recipe, "phases": recipe["phases"][: names.index(until) + 1]}
+    return recipe if until is None else {**recipe, "phases": recipe["phases"][:names.index(until) + 1]}
 
 
 def phase_config(recipe: dict[str, Any], number: int, out: Path) -> TrainConfig:
@@ -42,10 +42,7 @@ def phase_config(recipe: dict[str, Any], number: int, out: Path) -> TrainConfig:
     phase = recipe["phases"][number]
     before = str(out / recipe["phases"][number - 1]["name"] / "export") if number else None
     return TrainConfig(
-        model=recipe["model"] | phase.get("model", {}),
-        objective="mllm",
-        objective_params={"dialogues": True, **phase["params"]},
-        init=before,
+        model=recipe["model"] | phase.get("model", {}), objective="mllm", objective_params={"dialogues": True, **phase["params"]}, init=before,
         **{**recipe["train"], **phase["train"]},
     )
 
@@ -103,26 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     found = evaluate(bundle, options.eval_scenes or recipe["eval_scenes"])
     phases = [
-        {
-            "name": phase["name"],
-            "steps": result.steps,
-            "scenes": result.steps * phase["train"]["batch_size"],
-            "minutes": round(training_minutes(options.out / phase["name"]), 1),
-            "last_loss": round(result.loss, 4),
-        }
+        {"name": phase["name"], "steps": result.steps, "scenes": result.steps * phase["train"]["batch_size"],
+         "minutes": round(training_minutes(options.out / phase["name"]), 1), "last_loss": round(result.loss, 4)}
         for phase, result in zip(recipe["phases"], results, strict=True)
     ]
     found |= {
-        "note": NOTE,
-        "command": "python -m stages.pretrain.rendered_mllm --out DIR",
-        "recipe": recipe,
-        "phases": phases,
-        "weights_digest": results[-1].weights_digest,
-        "weights_sha256": hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest(),
-        "bundle_bytes": size,
-        "evaluation_minutes": round((time.monotonic() - began) / 60, 1),
-        "torch": torch.__version__.split("+")[0],
-        "compute_threads": torch.get_num_threads(),
+        "note": NOTE, "command": "python -m stages.pretrain.rendered_mllm --out DIR", "recipe": recipe, "phases": phases,
+        "weights_digest": results[-1].weights_digest, "weights_sha256": hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest(),
+        "bundle_bytes": size, "evaluation_minutes": round((time.monotonic() - began) / 60, 1),
+        "torch": torch.__version__.split("+")[0], "compute_threads": torch.get_num_threads(),
     }
     (bundle / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({name: value for name, value in found.items() if name != "recipe"}, indent=2))

@@ -65,9 +65,9 @@ class Answerer:
         """The greedy answers."""
         found: list[str] = []
         for first in range(0, len(requests), _BATCH):
-            inputs = self._inputs(requests[first : first + _BATCH])
+            inputs = self._inputs(requests[first:first + _BATCH])
             out = self.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
-            found += self.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            found += self.processor.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         return found
 
     @torch.inference_mode()
@@ -75,7 +75,7 @@ class Answerer:
         """Greedy number (-1 where the likeliest token is none) and expected number of each request, [N]."""
         greedy, expected = [], []
         for first in range(0, len(requests), _BATCH):
-            logits = self.model(**self._inputs(requests[first : first + _BATCH])).logits[:, -1].float()
+            logits = self.model(**self._inputs(requests[first:first + _BATCH])).logits[:, -1].float()
             shares = logits[:, self._numbers].softmax(dim=-1)
             expected += (shares * torch.arange(101)).sum(dim=-1).tolist()
             best = logits.argmax(dim=-1)
@@ -97,8 +97,7 @@ def matching(answerer: Answerer, count: int) -> dict[str, Any]:
     scenes = [eval_scene(index) for index in range(count)]
     true = [caption_for(scene) for scene in scenes]
     sets = {
-        "true": true,
-        "another_scene": [*true[1:], true[0]],
+        "true": true, "another_scene": [*true[1:], true[0]],
         "attribute_changed": [alt_texts.change_attribute(text, scene, _rng(scene)) or "" for text, scene in zip(true, scenes, strict=True)],
     }
     scored = {name: answerer.scores([(s, ITM, {"alt_text": t}) for s, t in zip(scenes, texts, strict=True)]) for name, texts in sets.items()}
@@ -116,7 +115,9 @@ def injections(answerer: Answerer, count: int) -> dict[str, Any]:
     injected = [alt_texts.inject(text, _rng(scene)) for text, scene in zip(texts, scenes, strict=True)]
     moved: dict[str, Any] = {"pairs": count}
     for aspect in ("image_text_matching", "object_detail_fulfillment", "caption_text_quality", "semantic_understanding"):
-        plain, with_it = (answerer.scores([(s, f"score_{aspect}", {"alt_text": t}) for s, t in zip(scenes, some, strict=True)]) for some in (texts, injected))
+        plain, with_it = (
+            answerer.scores([(s, f"score_{aspect}", {"alt_text": t}) for s, t in zip(scenes, some, strict=True)]) for some in (texts, injected)
+        )
         moved[aspect] = {how: round(float((with_it[i] - plain[i]).mean()), 2) for i, how in ((0, "greedy"), (1, "expected"))}
     return moved
 
@@ -131,8 +132,7 @@ def dense_captions(answerer: Answerer, count: int) -> dict[str, Any]:
         there = [{(o.color, o.shape) for o in scene.objects} for scene in scenes]
         right = sum(len(a & b) for a, b in zip(named, there, strict=True))
         figures[name] = {
-            "scenes": len(scenes),
-            "precision": round(right / max(1, sum(map(len, named))), 4),
+            "scenes": len(scenes), "precision": round(right / max(1, sum(map(len, named))), 4),
             "recall": round(right / sum(map(len, there)), 4),
             "caption_equals_truth": round(sum(text == answers.dense_caption(s) for text, s in zip(texts, scenes, strict=True)) / len(scenes), 4),
         }
@@ -151,11 +151,8 @@ def evaluate(folder: Path, count: int) -> dict[str, Any]:
     """All figures of an exported model."""
     answerer = Answerer(folder)
     return {
-        "stream": STREAM,
-        "matching": matching(answerer, count),
-        "dense_captions": dense_captions(answerer, count // 2),
-        "injections": injections(answerer, count // 2),
-        "questions": questions(answerer, count),
+        "stream": STREAM, "matching": matching(answerer, count), "dense_captions": dense_captions(answerer, count // 2),
+        "injections": injections(answerer, count // 2), "questions": questions(answerer, count),
         "parameters": sum(p.numel() for p in answerer.model.parameters()),
     }
 

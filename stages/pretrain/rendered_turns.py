@@ -57,14 +57,8 @@ def _caption_turns(scene: Scene, rng: np.random.Generator, alt: AltText) -> list
 
 
 _SHARES: Final = {
-    "caption_dense": 0.42,
-    "caption_descriptive": 0.18,
-    "caption_short tags": 0.18,
-    "caption_fused": 0.12,
-    "caption_merged": 0.04,
-    "caption_brief tags": 0.02,
-    "caption_plain tags": 0.02,
-    "caption_long": 0.02,
+    "caption_dense": 0.42, "caption_descriptive": 0.18, "caption_short tags": 0.18, "caption_fused": 0.12, "caption_merged": 0.04,
+    "caption_brief tags": 0.02, "caption_plain tags": 0.02, "caption_long": 0.02,
 }
 MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"first": first_turns, "all": all_turns, "judge": judge_turns}
 """What a phase of the recipe may name."""

@@ -24,7 +24,9 @@ def sub_captions(captions: Sequence[str], merged: int = 1, mode: SplitMode = "se
     return found
 
 
-def sampled_texts(raw: str, captions: Sequence[str], count: int, rng: np.random.Generator, merged: int = 1, mode: SplitMode = "sentences") -> list[str]:
+def sampled_texts(
+    raw: str, captions: Sequence[str], count: int, rng: np.random.Generator, merged: int = 1, mode: SplitMode = "sentences"
+) -> list[str]:
     """[raw] + `count` sub-captions drawn uniformly: without replacement if there are at least as many, else with.
 
     Always 1 + `count` texts, so that samples can be stacked; where there is no sentence, raw stands in for each. raw is the alt-text,

@@ -42,10 +42,7 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig,
-    out_dir: Path,
-    on_step: OnStep | None = None,
-    samples: Samples | None = None,
+    config: TrainConfig, out_dir: Path, on_step: OnStep | None = None, samples: Samples | None = None,
 ) -> TrainResult:
     """Train towers on a dataset's split and export them; go on from the latest checkpoint in `out_dir` if there is one.
 
@@ -108,25 +105,13 @@ class _Run:
     def _make_loader(self, samples: Samples) -> BatchLoader:
         config = self.config
         views = Views(
-            self.preprocess.size,
-            self.preprocess.interpolation,
-            self.preprocess.resize_mode,
-            config.crop_scale,
+            self.preprocess.size, self.preprocess.interpolation, self.preprocess.resize_mode, config.crop_scale,
             config.decode_margin,
         )
         source = config.model if isinstance(config.model, str) else ""
         return BatchLoader(
-            samples,
-            self.objective.collate,
-            self.objective.tokenizer(self.model, source),
-            self.objective.needs,
-            views,
-            config.batch_size,
-            config.seed,
-            config.workers,
-            config.prefetch,
-            dist.rank(),
-            dist.world_size(),
+            samples, self.objective.collate, self.objective.tokenizer(self.model, source), self.objective.needs, views,
+            config.batch_size, config.seed, config.workers, config.prefetch, dist.rank(), dist.world_size(),
         )
 
     def go(self, on_step: OnStep | None) -> TrainResult:
@@ -145,14 +130,10 @@ class _Run:
             self._record_losses()
         dist.barrier()
         return TrainResult(
-            steps=self.step,
-            epochs=self.position.epoch + self.position.batch / self.loader.batches_per_epoch,
+            steps=self.step, epochs=self.position.epoch + self.position.batch / self.loader.batches_per_epoch,
             loss=log.last_loss if log else float("nan"),
             samples_per_s=round((self.step - started_at) * self.config.batch_size / max(seconds, 1e-9), 1),
-            seconds=round(seconds, 1),
-            resumed_from=started_at,
-            export=str(self.out / "export"),
-            weights_digest=digest,
+            seconds=round(seconds, 1), resumed_from=started_at, export=str(self.out / "export"), weights_digest=digest,
         )
 
     def _train_to_end(self, stream: Iterator[LoadedBatch], log: MetricsLog | None, on_step: OnStep | None) -> None:
@@ -187,7 +168,9 @@ class _Run:
         for part in _micro_batches(loaded.tensors, self.config.accumulate):
             batch = {name: value.to(self.device, non_blocking=True) for name, value in part.items()}
             with self._autocast():
-                losses = self.objective.losses(self.model, normalise(batch, self.preprocess.mean, self.preprocess.std))
+                losses = self.objective.losses(
+                    self.model, normalise(batch, self.preprocess.mean, self.preprocess.std)
+                )
             torch.stack(list(losses.values())).sum().div(self.config.accumulate).backward()
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + loss.detach().float() / self.config.accumulate
@@ -223,11 +206,8 @@ class _Run:
     def _line(self, epoch: int, losses: dict[str, torch.Tensor], rate: float) -> dict[str, float]:
         parts = {name: float(dist.mean_over_ranks(loss)) for name, loss in losses.items()}
         line = {
-            "step": self.step,
-            "epoch": epoch,
-            "loss": sum(parts.values()),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            **self.objective.metrics(self.model),
+            "step": self.step, "epoch": epoch, "loss": sum(parts.values()),
+            "lr": self.optimizer.param_groups[0]["lr"], **self.objective.metrics(self.model),
             "samples_per_s": round(rate, 1),
         }
         return line | ({f"loss_{name}": value for name, value in parts.items()} if len(parts) > 1 else {})
@@ -241,12 +221,8 @@ class _Run:
         if dist.rank() == 0:
             rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
             state = {
-                "step": self.step,
-                "position": asdict(self.position),
-                "config": json.dumps(self._identity()),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "rng": rng,
+                "step": self.step, "position": asdict(self.position), "config": json.dumps(self._identity()),
+                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": rng,
             }
             checkpoint.save(self.out / "checkpoints", self.step, state, self.config.keep)
         dist.barrier()
@@ -264,7 +240,9 @@ class _Run:
         differing = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
         if differing:
             told = "; ".join(f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in differing)
-            raise TrainError(f"{self.out} holds checkpoints of another training ({told}): use another folder, or remove it")
+            raise TrainError(
+                f"{self.out} holds checkpoints of another training ({told}): use another folder, or remove it"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.position = state["step"], Position(**state["position"])

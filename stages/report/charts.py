@@ -109,7 +109,9 @@ def curve(xs: list[float], ys: list[float], label: str) -> Markup:
     points = np.array([chunk.mean(axis=0) for chunk in np.array_split(points, min(len(points), MOST_POINTS))])
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     left, top, right, bottom = 56, 10, width - 10, height - 24
-    place = [(left + (x - x0) / max(x1 - x0, 1e-12) * (right - left), bottom - (y - y0) / max(y1 - y0, 1e-12) * (bottom - top)) for x, y in points.tolist()]
+    place = [
+        (left + (x - x0) / max(x1 - x0, 1e-12) * (right - left), bottom - (y - y0) / max(y1 - y0, 1e-12) * (bottom - top)) for x, y in points.tolist()
+    ]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in place)
     return _svg(width, height, label, [
         f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/><line class="axis" x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>',

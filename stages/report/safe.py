@@ -85,10 +85,8 @@ class Cleaner:
     def tree(self, value: Any) -> Any:
         """A recipe's values: secrets by key and by form; where the page is shared also no URL and no folder of this machine."""
         if isinstance(value, dict):
-            return {
-                self.line(str(key)): "***" if inner and isinstance(inner, str) and _SECRET_KEY.search(str(key)) else self.tree(inner)
-                for key, inner in value.items()
-            }
+            return {self.line(str(key)): "***" if inner and isinstance(inner, str) and _SECRET_KEY.search(str(key)) else self.tree(inner)
+                    for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [self.tree(inner) for inner in value]
         if not isinstance(value, str):

@@ -74,7 +74,8 @@ class SampleReader:
             return []
         source = {name: view.column(Ref(0, name)).take(pa.array(rows)).to_pylist() for name in ("sample_id", "url", "alt_text", *self.carried)}
         samples = [
-            Sample(source["sample_id"][at].hex(), capped("url", source["url"][at]), capped("alt_text", source["alt_text"][at])) for at in range(len(rows))
+            Sample(source["sample_id"][at].hex(), capped("url", source["url"][at]), capped("alt_text", source["alt_text"][at]))
+            for at in range(len(rows))
         ]
         for name in self.carried:
             for sample, value in zip(samples, source[name], strict=True):

@@ -278,7 +278,10 @@ class GroupWriter:
                 index["key"].to_pylist(), index["ext"].to_pylist(), index["caption"].to_pylist(), blobs, gathered["#image_sha256"].to_pylist(),
                 records(index.drop_columns([name for name in PLACE_COLUMNS if name in index.column_names])), strict=True,
             )  # fmt: skip
-            offsets = [writer.add(key, ext, blob, sha256, caption.encode(), record) for key, ext, caption, blob, sha256, record in samples]
+            offsets = [
+                writer.add(key, ext, blob, sha256, caption.encode(), record)
+                for key, ext, caption, blob, sha256, record in samples
+            ]
             tar_bytes, tar_sha256 = writer.close()
             commit_file(temporary, path, self.run.store.guard)
         except BaseException as error:

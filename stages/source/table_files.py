@@ -66,7 +66,9 @@ class TableFile:
             with self._opened() as file:
                 return self._csv_reader(file, {}, []).schema
 
-    def batches(self, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch | list[Malformed]]:
+    def batches(
+        self, columns: list[str], types: Mapping[str, pa.DataType]
+    ) -> Iterator[pa.RecordBatch | list[Malformed]]:
         """The rows, with `columns` of these types, in order; malformed lines as lists of their own, never left out."""
         with self._named_errors():
             if self.format == "parquet":
@@ -88,7 +90,9 @@ class TableFile:
         except RecipeError:
             raise
         except (OSError, EOFError, pa.ArrowException, UnicodeError) as error:
-            raise UnreadableError(f"{self.path}: cannot be read as {self.format}: {error}{_advice(error, self.format)}") from error
+            raise UnreadableError(
+                f"{self.path}: cannot be read as {self.format}: {error}{_advice(error, self.format)}"
+            ) from error
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -105,7 +109,9 @@ class TableFile:
                 arrays = [_cast(batch.column(name), types[name]) for name in columns]
                 yield pa.RecordBatch.from_arrays(arrays, names=columns)
 
-    def _csv_reader(self, file: Any, types: Mapping[str, pa.DataType], malformed: list[Malformed]) -> pa_csv.CSVStreamingReader:
+    def _csv_reader(
+        self, file: Any, types: Mapping[str, pa.DataType], malformed: list[Malformed]
+    ) -> pa_csv.CSVStreamingReader:
         def keep(row: pa_csv.InvalidRow) -> str:
             malformed.append(Malformed(row.text, f"{row.actual_columns} fields, expected {row.expected_columns}"))
             if len(malformed) > MAX_MALFORMED:
@@ -131,7 +137,9 @@ class TableFile:
             ),
         )
 
-    def _csv_batches(self, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch | list[Malformed]]:
+    def _csv_batches(
+        self, columns: list[str], types: Mapping[str, pa.DataType]
+    ) -> Iterator[pa.RecordBatch | list[Malformed]]:
         malformed: list[Malformed] = []
         with self._opened() as file:
             reader = self._csv_reader(file, {name: types[name] for name in columns}, malformed)
@@ -161,7 +169,9 @@ class TableFile:
             if buffered.strip():
                 yield _parse_line(buffered.strip())
 
-    def _json_batches(self, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch | list[Malformed]]:
+    def _json_batches(
+        self, columns: list[str], types: Mapping[str, pa.DataType]
+    ) -> Iterator[pa.RecordBatch | list[Malformed]]:
         rows: list[dict[str, Any]] = []
         bad = 0
         for row in self._json_lines():
@@ -173,12 +183,16 @@ class TableFile:
             if isinstance(row, Malformed):
                 bad += 1
                 if bad > MAX_MALFORMED:
-                    raise UnreadableError(f"{self.path}: more than {MAX_MALFORMED} lines are no JSON objects, the last: {row.line[:200]!r} ({row.problem})")
+                    raise UnreadableError(
+                        f"{self.path}: more than {MAX_MALFORMED} lines are no JSON objects, the last: {row.line[:200]!r} ({row.problem})"
+                    )
                 yield [row]
         if rows:
             yield self._json_batch(rows, columns, types)
 
-    def _json_batch(self, rows: list[dict[str, Any]], columns: list[str], types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    def _json_batch(
+        self, rows: list[dict[str, Any]], columns: list[str], types: Mapping[str, pa.DataType]
+    ) -> pa.RecordBatch:
         arrays = []
         for name in columns:
             values = [row.get(name) for row in rows]
@@ -281,7 +295,9 @@ def find_files(patterns: list[str], format_name: str | None, options: Mapping[st
             kind, compression = split_name(path)
             if not (format_name or kind):
                 known = ", ".join(sorted(FORMATS))
-                raise RecipeError(f"input.table: {path}: the extension tells no format ({known}, compressed or not); say it with input.format")
+                raise RecipeError(
+                    f"input.table: {path}: the extension tells no format ({known}, compressed or not); say it with input.format"
+                )
             files.append(TableFile(path, format_name or kind, compression, size, options))
     return files
 
@@ -303,5 +319,10 @@ def expand(pattern: str, option: str, accepts: Callable[[str], bool]) -> list[tu
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(f"{option}: {pattern}: {error}") from error
     if not found:
-        raise RecipeError(f"{option}: no file matches {pattern!r}; give a path, a glob such as 'data/*', or a list of them")
-    return [(filesystem.unstrip_protocol(path) if "://" in pattern else path, size) for path, size in zip(found, sizes, strict=True)]
+        raise RecipeError(
+            f"{option}: no file matches {pattern!r}; give a path, a glob such as 'data/*', or a list of them"
+        )
+    return [
+        (filesystem.unstrip_protocol(path) if "://" in pattern else path, size)
+        for path, size in zip(found, sizes, strict=True)
+    ]

@@ -23,14 +23,26 @@ from stages.source.table_files import Malformed, TableFile, UnreadableError, car
 class Params(machine.Params):
     """Where the table is and what its columns are called."""
 
-    table: str | tuple[str, ...] = Field(description="path, glob, folder or list of them, local or remote (s3://, gs://): Parquet, CSV, TSV, JSON lines")
+    table: str | tuple[str, ...] = Field(
+        description="path, glob, folder or list of them, local or remote (s3://, gs://): Parquet, CSV, TSV, JSON lines"
+    )
     url: str = Field("url", description="name of the column with the image's URL")
     text: str | None = Field("alt_text", description="name of the column with the text; null for a table without texts")
-    columns_to_carry: tuple[str, ...] | None = Field(None, description="further columns to carry through to shards and index; default: all")
-    format: Literal["parquet", "csv", "tsv", "jsonl"] | None = Field(None, description="format of the files; default: by extension")
-    delimiter: str | None = Field(None, description="CSV and TSV: character between fields; default: comma, tab", min_length=1, max_length=1)
-    quoted: bool = Field(True, description='CSV and TSV: fields may stand in double quotes; false where a " is an ordinary character')
-    column_names: tuple[str, ...] | None = Field(None, description="CSV and TSV without a header line: the names of the columns")
+    columns_to_carry: tuple[str, ...] | None = Field(
+        None, description="further columns to carry through to shards and index; default: all"
+    )
+    format: Literal["parquet", "csv", "tsv", "jsonl"] | None = Field(
+        None, description="format of the files; default: by extension"
+    )
+    delimiter: str | None = Field(
+        None, description="CSV and TSV: character between fields; default: comma, tab", min_length=1, max_length=1
+    )
+    quoted: bool = Field(
+        True, description='CSV and TSV: fields may stand in double quotes; false where a " is an ordinary character'
+    )
+    column_names: tuple[str, ...] | None = Field(
+        None, description="CSV and TSV without a header line: the names of the columns"
+    )
     column_types: dict[str, Literal["string", "int", "float", "bool"]] = Field(
         {}, description="CSV, TSV and JSON lines: type of a carried column where the first block does not tell it right"
     )
@@ -85,7 +97,9 @@ class UrlTable(Source):
             if merged and set(names) != set(merged):
                 missing = sorted(set(merged) - set(names)) or sorted(set(names) - set(merged))
                 first = self.files[0].path
-                raise RecipeError(f"{file.path}: not the columns of {first}: {', '.join(missing)}; name what to carry with input.columns_to_carry")
+                raise RecipeError(
+                    f"{file.path}: not the columns of {first}: {', '.join(missing)}; name what to carry with input.columns_to_carry"
+                )
             for name in names:
                 kind = _plain(schema.field(name).type)
                 if name in (self.params.url, self.params.text):
@@ -115,7 +129,11 @@ class UrlTable(Source):
 
     def _batch(self, read: pa.RecordBatch) -> pa.RecordBatch:
         urls = [_decoded(value) for value in read.column(self.params.url).to_pylist()]
-        texts = [_decoded(value) for value in read.column(self.params.text).to_pylist()] if self.params.text else [""] * len(urls)
+        texts = (
+            [_decoded(value) for value in read.column(self.params.text).to_pylist()]
+            if self.params.text
+            else [""] * len(urls)
+        )
         details = [None if url.strip() else "the row has no URL" for url in urls]
         extra = [read.column(name) for name in self._carried]
         return self._assemble(urls, texts, details, extra)
@@ -126,14 +144,18 @@ class UrlTable(Source):
         extra = [pa.nulls(len(lines), kind) for kind in self.extra_columns().values()]
         return self._assemble([""] * len(lines), texts, [cap_detail(line.problem) for line in lines], extra)
 
-    def _assemble(self, urls: list[str], texts: list[str], details: list[str | None], extra: list[pa.Array]) -> pa.RecordBatch:
+    def _assemble(
+        self, urls: list[str], texts: list[str], details: list[str | None], extra: list[pa.Array]
+    ) -> pa.RecordBatch:
         capped = [cap_text(text) for text in texts]
         ids = [sample_id(self.name, url, text) for url, text in zip(urls, texts, strict=True)]
         core: list[list[Any]] = [ids, urls, [text for text, _ in capped], [cut for _, cut in capped]]
         arrays = [pa.array(values, kind) for values, kind in zip(core, SOURCE_COLUMNS.values(), strict=True)]
         codes = [FailureCode.BAD_ROW.value if detail else None for detail in details]
         arrays += [*extra, pa.array(codes, pa.string()), pa.array(details, pa.string())]
-        return pa.RecordBatch.from_arrays(arrays, names=[*SOURCE_COLUMNS, *self._carried.values(), "failure", "failure_detail"])
+        return pa.RecordBatch.from_arrays(
+            arrays, names=[*SOURCE_COLUMNS, *self._carried.values(), "failure", "failure_detail"]
+        )
 
 
 def _decoded(value: str | bytes | None) -> str:
@@ -163,4 +185,6 @@ def _merged(one: pa.DataType, other: pa.DataType, name: str, path: str) -> pa.Da
         return pa.int64()
     if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other)):
         return pa.float64()
-    raise UnreadableError(f"{path}: column {name!r} is {other}, and {one} in the files before it; make them agree, or leave it out of input.columns_to_carry")
+    raise UnreadableError(
+        f"{path}: column {name!r} is {other}, and {one} in the files before it; make them agree, or leave it out of input.columns_to_carry"
+    )

@@ -25,7 +25,9 @@ class TarParams(SideFileParams):
     """Where the tars are, how members make a sample, and what of them becomes the caption."""
 
     tars: str | tuple[str, ...] = Field(description="path, glob, folder or list of them, local or remote (s3://, gs://): .tar, .tar.gz, .tar.zst, .tar.bz2")
-    key: KeyRule = Field("first_dot", description="key of a member: its path up to the first dot of the file name, as webdataset has it, or up to the last")
+    key: KeyRule = Field(
+        "first_dot", description="key of a member: its path up to the first dot of the file name, as webdataset has it, or up to the last"
+    )
 
 
 class WebdatasetTars(LocalSource):

@@ -66,7 +66,9 @@ _EMOJI = re.compile(
     "\u2795-\u2797\u27b0\u27bf\u2b1b\u2b1c\u2b50\u2b55]|.(?=\ufe0f)"
 )
 
-_FILLERS: Final = tuple("a an the this that to of for on in at by with and or is be it here full size item items order id number no page".split())
+_FILLERS: Final = tuple(
+    "a an the this that to of for on in at by with and or is be it here full size item items order id number no page".split()
+)
 
 
 def tokens(text: str) -> list[str]:

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 
 # Controls, soft hyphen, zero-width space, directional marks, word joiner, byte-order mark. The zero-width joiners U+200C
 # and U+200D stay: Persian, Indic scripts and emoji sequences mean something by them.
-_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
+)
 _MAX_UNESCAPE = 3  # '&amp;amp;quot;': text escaped by several programs in turn
 
 

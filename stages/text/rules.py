@@ -108,7 +108,9 @@ def _low_letters(measures: Measures, params: RuleParams) -> Verdict:
 
 def _repetition(measures: Measures, params: RuleParams) -> Verdict:
     words = _above(measures, "repeated_tokens", params.max_repeated_tokens, "of the words are repeated")
-    return words or _above(measures, "repeated_ngrams", params.max_repeated_ngrams, "of the character 5-grams are repeated")
+    return words or _above(
+        measures, "repeated_ngrams", params.max_repeated_ngrams, "of the character 5-grams are repeated"
+    )
 
 
 def _low_entropy(measures: Measures, params: RuleParams) -> Verdict:

@@ -1,6 +1,6 @@
 """Rows per second of the download stage against a bare aiohttp loop, same server on loopback in a process of its own.
 
-python tests/bench/bench_download.py [--rows 5000] [--check header|decode] [--profile]
+    python tests/bench/bench_download.py [--rows 5000] [--check header|decode] [--profile]
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def jpegs(count: int = 200) -> list[bytes]:
 
 
 def serve(port_pipe) -> None:
-    _Server.answers = [b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data for data in jpegs()]
+    _Server.answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data for data in jpegs()
+    ]
 
     async def main() -> None:
         server = await asyncio.get_running_loop().create_server(_Server, "127.0.0.1", 0)
@@ -78,7 +80,9 @@ async def bare(urls: list[str], concurrency: int) -> int:
 
 
 def staged(urls: list[str], concurrency: int, check: str, resize_mode: str) -> None:
-    params = Download.Params(concurrency=concurrency, per_host=concurrency, allow_private=True, check=check, resize_mode=resize_mode, image_size=128)
+    params = Download.Params(
+        concurrency=concurrency, per_host=concurrency, allow_private=True, check=check, resize_mode=resize_mode, image_size=128
+    )
     rows = [{"url": url, "sample_id": at.to_bytes(16, "big")} for at, url in enumerate(urls)]
     with tempfile.TemporaryDirectory() as folder:
         ctx = Context("download", 0, blobs=BlobWriter(Path(folder), 0))

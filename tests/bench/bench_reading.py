@@ -83,11 +83,11 @@ def write_shards(root: Path, images: Sequence[bytes], samples: int) -> None:
 
 def pairmill_batches(root: Path, batch: int, workers: int, margin: float, epoch: int) -> Iterator[int]:
     """Batch sizes of one epoch of pairmill's loader."""
-
     def collate(samples: Sequence[Sample], _: Tokenize) -> dict[str, torch.Tensor]:
         return {"images": stack_images(samples, "train")}
 
-    loader = BatchLoader(ShardDataset(root), collate, lambda texts: torch.zeros(0), Needs(), Views(SIZE, decode_margin=margin), batch, seed=0, workers=workers)
+    loader = BatchLoader(ShardDataset(root), collate, lambda texts: torch.zeros(0), Needs(),
+                         Views(SIZE, decode_margin=margin), batch, seed=0, workers=workers)
     stream = loader.batches(Position(epoch, 0))
     for _ in range(loader.batches_per_epoch):
         yield len(next(stream).tensors["images"])
@@ -100,11 +100,8 @@ def webdataset_batches(root: Path, batch: int, workers: int, epoch: int) -> Iter
     torch.manual_seed(epoch)
     dataset = (
         wds.WebDataset(sorted(map(str, root.glob("shards/*.tar"))), shardshuffle=100, empty_check=False)
-        .shuffle(1000)
-        .decode("pil")
-        .to_tuple("jpg", "txt")
-        .map_tuple(lambda image: np.asarray(crop(image)), lambda text: text)
-        .batched(batch, partial=False)
+        .shuffle(1000).decode("pil").to_tuple("jpg", "txt")
+        .map_tuple(lambda image: np.asarray(crop(image)), lambda text: text).batched(batch, partial=False)
     )
     for images, _ in wds.WebLoader(dataset, batch_size=None, num_workers=workers):
         yield len(images)
@@ -138,21 +135,13 @@ def main() -> None:
                 rates["pairmill"].append(rate(pairmill_batches(*common, 1.0, epoch)))
                 rates["pairmill_margin_2"].append(rate(pairmill_batches(*common, 2.0, epoch)))
             median = {name: round(statistics.median(values), 1) for name, values in rates.items()}
-            print(
-                json.dumps(
-                    {
-                        "bench": "reading",
-                        "image_bytes": round(statistics.mean(map(len, images))),
-                        "pixels": [height, width],
-                        "samples": options.samples,
-                        "workers": options.workers,
-                        **{f"{name}_samples_per_s": value for name, value in median.items()},
-                        "ratio": round(median["pairmill"] / median["webdataset"], 3),
-                        "ratio_margin_2": round(median["pairmill_margin_2"] / median["webdataset"], 3),
-                    }
-                ),
-                flush=True,
-            )
+            print(json.dumps({
+                "bench": "reading", "image_bytes": round(statistics.mean(map(len, images))), "pixels": [height, width],
+                "samples": options.samples, "workers": options.workers,
+                **{f"{name}_samples_per_s": value for name, value in median.items()},
+                "ratio": round(median["pairmill"] / median["webdataset"], 3),
+                "ratio_margin_2": round(median["pairmill_margin_2"] / median["webdataset"], 3),
+            }), flush=True)
 
 
 if __name__ == "__main__":

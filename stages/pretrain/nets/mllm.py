@@ -56,11 +56,7 @@ class Mllm(nn.Module):
         return self.net.model.visual(patches, grid_thw=grid).pooler_output.view(len(images), -1, self.net.config.text_config.hidden_size)
 
     def hidden(
-        self,
-        features: torch.Tensor,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor,
+        self, features: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Last hidden states [B, L, W] of token ids [B, L] in which each image placeholder is one row of `features`, and those of
         the image tokens behind layer PLACE_LAYER, [B, P, W].
@@ -81,12 +77,7 @@ class Mllm(nn.Module):
 
 
 def _short_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of training on a CPU: plain batched products. At a few hundred tokens and 32 channels per head they take half the
     time of PyTorch's fused kernels, whose backward pass in bfloat16 is several times slower still."""
@@ -199,12 +190,8 @@ def _qwen2_vl_config(model_cfg: Mapping[str, Any], tokenizer: Any) -> Any:
     text.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": shares})
     vision = {"temporal_patch_size": 1, **model_cfg["vision"], "hidden_size": text["hidden_size"]}
     return Qwen2VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids(IMAGE),
-        video_token_id=ids(VIDEO),
-        vision_start_token_id=ids(VISION_START),
-        vision_end_token_id=ids(VISION_END),
+        text_config=text, vision_config=vision, image_token_id=ids(IMAGE), video_token_id=ids(VIDEO),
+        vision_start_token_id=ids(VISION_START), vision_end_token_id=ids(VISION_END),
         tie_word_embeddings=text["tie_word_embeddings"],
     )
 
@@ -217,10 +204,8 @@ def make_processor(tokenizer: Any, config: Any, image_size: int) -> Any:
     pixels = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
     sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size, "merge_size": vision.spatial_merge_size}
     return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels, **sizes),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=pixels, **sizes),
-        chat_template=tokenizer.chat_template,
+        image_processor=Qwen2VLImageProcessor(size=pixels, **sizes), tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=pixels, **sizes), chat_template=tokenizer.chat_template,
     )
 
 

@@ -41,10 +41,7 @@ class ClipTowers(nn.Module):
         self.model_cfg = model_cfg
 
     def forward(
-        self,
-        images: torch.Tensor | None = None,
-        tokens: torch.Tensor | None = None,
-        with_tokens: bool = False,
+        self, images: torch.Tensor | None = None, tokens: torch.Tensor | None = None, with_tokens: bool = False,
     ) -> TowerOutput:
         """Embed images (float [B, 3, H, H], normalised) and token ids (int64 [B, T]); either may be absent."""
         image_global = image_tokens = text_global = text_tokens = mask = None
@@ -53,13 +50,8 @@ class ClipTowers(nn.Module):
         if tokens is not None:
             text_global, text_tokens, mask = self._encode_text(tokens, with_tokens)
         return TowerOutput(
-            image_global=image_global,
-            text_global=text_global,
-            logit_scale=self.clip.logit_scale.exp(),
-            logit_bias=self.clip.logit_bias,
-            image_tokens=image_tokens,
-            text_tokens=text_tokens,
-            text_mask=mask,
+            image_global=image_global, text_global=text_global, logit_scale=self.clip.logit_scale.exp(),
+            logit_bias=self.clip.logit_bias, image_tokens=image_tokens, text_tokens=text_tokens, text_mask=mask,
         )
 
     def _encode_image(self, images: torch.Tensor, with_tokens: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -75,9 +67,7 @@ class ClipTowers(nn.Module):
         return F.normalize(pooled, dim=-1), image_tokens
 
     def _encode_text(
-        self,
-        tokens: torch.Tensor,
-        with_tokens: bool,
+        self, tokens: torch.Tensor, with_tokens: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         if not _is_plain_causal(self.clip):
             if with_tokens:
@@ -90,11 +80,12 @@ class ClipTowers(nn.Module):
             mask = torch.arange(length, device=tokens.device) <= end[:, None]
             return self._pool_text(hidden, end), hidden, mask
         if tokens.device.type != "cpu":
-            return self._pool_text(self._text_hidden(tokens[:, : int(end.max()) + 1]), end), None, None
+            return self._pool_text(self._text_hidden(tokens[:, :int(end.max()) + 1]), end), None, None
         # On a CPU padding costs as much as text: rows of like length run together.
         order = end.argsort()
         pooled = [
-            self._pool_text(self._text_hidden(tokens[rows, : int(end[rows[-1]]) + 1]), end[rows]) for rows in order.tensor_split(_LENGTH_GROUPS) if len(rows)
+            self._pool_text(self._text_hidden(tokens[rows, :int(end[rows[-1]]) + 1]), end[rows])
+            for rows in order.tensor_split(_LENGTH_GROUPS) if len(rows)
         ]
         return torch.cat(pooled)[order.argsort()], None, None
 
@@ -151,4 +142,6 @@ def start_from_clip(model: ClipTowers, spec: str) -> None:
         raise TrainError(f"option init: the weights of {spec!r} do not fit the model: {error}") from error
     # a model trained without a bias starts the sigmoid loss from the objective's initial one
     if extra or set(missing) - {"logit_bias"}:
-        raise TrainError(f"option init: {spec!r} lacks {missing or 'nothing'} and has {extra or 'nothing'} beyond the model")
+        raise TrainError(
+            f"option init: {spec!r} lacks {missing or 'nothing'} and has {extra or 'nothing'} beyond the model"
+        )

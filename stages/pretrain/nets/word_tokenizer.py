@@ -46,23 +46,15 @@ def word_tokenizer(words: Iterable[str], marks: Iterable[str] = ()) -> Any:
     whole = "|".join(re.escape(mark) for mark in marks)
     vocabulary = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=_PIECE))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex(f"{whole}|{_PUNCTUATION}" if whole else _PUNCTUATION), "isolated"),
-            pre_tokenizers.Split(Regex(r"100|[1-9]?[0-9]|[\u3040-\u30ff\u3400-\u9fff]"), "isolated"),
-        ]
-    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Split(Regex(f"{whole}|{_PUNCTUATION}" if whole else _PUNCTUATION), "isolated"),
+        pre_tokenizers.Split(Regex(r"100|[1-9]?[0-9]|[\u3040-\u30ff\u3400-\u9fff]"), "isolated"),
+    ])
     backend.decoder = decoders.WordPiece(prefix=_PIECE, cleanup=True)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=TURN_END,
-        padding_side="left",
+        tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, eos_token=TURN_END, padding_side="left",
         extra_special_tokens=[TURN_START, VISION_START, VISION_END, IMAGE, VIDEO],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=2048,
     )

@@ -25,7 +25,10 @@ def objective_class(name: str) -> type[Objective]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TrainError(f"unknown objective {name!r}{hint} There are: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__]
+    found = [
+        value for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+    ]
     if len(found) != 1:
         raise TrainError(f"objectives/{name}.py must define exactly one Objective, it defines {len(found)}")
     return found[0]

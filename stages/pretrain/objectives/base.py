@@ -116,14 +116,9 @@ class Objective(ABC):
         model = self.build(TINY_CLIP)
         rng = np.random.default_rng(0)
         samples = [
-            Sample(
-                key=f"{i:032x}",
-                views={view: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for view in self.needs.views},
-                caption=f"sample number {i}",
-                texts=[f"sample number {i}"],
-                epoch=0,
-                seed=0,
-            )
+            Sample(key=f"{i:032x}", views={view: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                                           for view in self.needs.views},
+                   caption=f"sample number {i}", texts=[f"sample number {i}"], epoch=0, seed=0)
             for i in range(8)
         ]
         batch = self.collate(samples, CachedTokenizer(context_length=8))

@@ -127,7 +127,8 @@ class MllmObjective(Objective):
         model = self.build(TINY_MLLM)
         rng = np.random.default_rng(0)
         samples = [
-            Sample(key=f"{i:032x}", views={"eval": rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)}, caption=f"a shape number {i}", texts=(), epoch=0, seed=0)
+            Sample(key=f"{i:032x}", views={"eval": rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)}, caption=f"a shape number {i}",
+                   texts=(), epoch=0, seed=0)
             for i in range(8)
         ]
         return model, normalise(self.collate(samples, None), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -158,13 +159,7 @@ def stack_dialogues(laid: Sequence[Laid]) -> Batch:
         claims[row, :n], claim_places[row, :n] = one.claims, one.claim_places
         mask[row, 0, :n, :n] = one.visible
     arrays = {
-        "tokens": tokens,
-        "positions": positions,
-        "targets": targets,
-        "weights": weights,
-        "claims": claims,
-        "claim_places": claim_places,
-        "mask": mask,
+        "tokens": tokens, "positions": positions, "targets": targets, "weights": weights, "claims": claims, "claim_places": claim_places, "mask": mask,
         "lengths": np.array([len(one.tokens) for one in laid]),
     }
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
