@@ -106,6 +106,7 @@ class Chain:
         node.reads_decide = self._bind_all(stage.reads_decide, index, where)
         self.nodes.append(Node(index, stage.instance, stage, node.writes))  # resolve sees the stage's own values too
         node.reads_resolve = self._bind_all(stage.reads_resolve, index + 1, where)
+        self._check_named_rows(node)
         stage.check({column: self.type_of(ref) for column in self.available(index) if (ref := self._find(column, index)) is not None})
         self.nodes[index] = node
         if stage.uses_model and stage.model_name:
@@ -119,6 +120,18 @@ class Chain:
         node.compute_fingerprint = digest_of("compute", origin, compute, weights, bound, *([facts] if facts is not None else []))
         node.decide_fingerprint = digest_of("decide", origin, compute, decide, stage.on_failure)
         node.resolve_fingerprint = digest_of("resolve", origin, compute, decide)
+
+    def _check_named_rows(self, node: Node) -> None:
+        """Raises RecipeError where rows that the node's evidence names may be gone before it sees them."""
+        assert node.stage is not None
+        for ref in (ref for key in node.stage.names_rows if (ref := node.reads_resolve.get(key)) is not None):
+            writer = self.nodes[ref.node].name
+            for between in self.nodes[ref.node + 1 : node.index]:
+                if between.stage is not None and between.stage.may_drop:
+                    raise RecipeError(
+                        f"stages.{between.name}: may drop rows that {writer} names for {node.name}, which would then miss duplicates; "
+                        f"put it before {writer} or behind {node.name}"
+                    )
 
     def _bind_all(self, specs: Iterable[str], before: int, where: str) -> dict[str, Ref | None]:
         bound: dict[str, Ref | None] = {}

@@ -104,6 +104,7 @@ class Stage:
     reads_resolve: Sequence[str] = ()
     writes: Mapping[str, ColumnType] = {}
     resolves: Mapping[str, pa.DataType] = {}
+    names_rows: Sequence[str] = ()  # of reads_resolve: columns whose values name other rows, so that no stage between their writer and this one may drop any
     on_failure: Literal["drop", "keep"] = "drop"
     batch_size: int | None = 256  # None: the whole part in one call
     batch_timeout_s: float | None = None  # a call that takes longer is taken for hung
@@ -190,6 +191,11 @@ class Stage:
     @property
     def has_decide_columns(self) -> bool:
         return type(self).decide_columns is not Stage.decide_columns
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether a row can end here: by `decide`, or because it could not be measured."""
+        return self.has_decide or (self.has_compute and self.on_failure == "drop")
 
     @property
     def uses_model(self) -> bool:

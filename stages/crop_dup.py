@@ -44,6 +44,7 @@ class CropDup(Stage):
     Params = CropDupParams
     params: CropDupParams
     reads_resolve = ("thumbnail", "near_evidence?", "semantic_evidence?")
+    names_rows = ("near_evidence", "semantic_evidence")
     resolves = {"crop_evidence": CROP}
 
     def check(self, available: Mapping[str, ColumnType]) -> None:

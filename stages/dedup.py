@@ -63,6 +63,7 @@ class Dedup(Stage):
     reads_resolve = (
         "raw_sha256", "near_evidence?", "semantic_evidence?", "crop_evidence?", "phash?", "clip_score?", "texts|text|alt_text", "width?", "height?",
     )  # fmt: skip
+    names_rows = ("near_evidence", "semantic_evidence", "crop_evidence")
     resolves = {
         "dup_of": pa.string(), "kind": pa.string(), "distance": pa.int16(), "cosine": pa.float32(), "match": pa.float32(), "dup_component": pa.string(),
         "texts": TEXTS,

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from pipeline.errors import RecipeError
 from pipeline.reason_columns import is_null, is_true
 from pipeline.stage import ColumnEvidence, Evidence, Params, Stage, decides
-from stages.dups.hamming import Pairs, near_pairs
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import Pairs
 from stages.dups.turned import turned_pairs
 from stages.dups.whole_pairs import all_pairs, fixed_bytes, living_pairs, near_column
 

@@ -20,18 +20,27 @@ def components(rows: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     Union-find on arrays: each root is hooked under the least root it has an edge to, then paths are halved until they are flat.
     """
-    parent = np.arange(rows)
+    linked = np.zeros(rows, bool)
+    linked[left] = linked[right] = True
+    least, some = np.arange(rows), np.flatnonzero(linked)
+    place = np.empty(rows, np.int32)  # among the rows with an edge: few, as a rule
+    place[some] = np.arange(len(some))
+    least[some] = some[_roots(len(some), place[left], place[right])]
+    return least
+
+
+def _roots(rows: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    parent = np.arange(rows, dtype=np.int32)
     while len(left):
-        a, b = parent[left], parent[right]
-        open_ = a != b
-        left, right = left[open_], right[open_]
-        a, b = a[open_], b[open_]
-        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        np.minimum.at(parent, np.maximum(left, right), np.minimum(left, right))
         while True:
             above = parent[parent]
             if np.array_equal(above, parent):
                 break
             parent = above
+        left, right = parent[left], parent[right]
+        open_ = left != right
+        left, right = left[open_], right[open_]
     return parent
 
 

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
-from stages.dups.hamming import Pairs, as_words, join
+from stages.dups.pairs import Pairs, as_words, join
 
 _AT_ONCE = 1 << 21  # candidates, or pairs of brute force, checked together
 # Nanoseconds on one core (x86, numpy 2.3): a key looked up, a candidate checked, a word of a pair in brute force. They only steer the choice.

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stages.dups.hamming import Pairs, join, near_pairs
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import Pairs, join
 
 
 def turned_pairs(hashes: np.ndarray, turned: np.ndarray, distance: int) -> Iterator[Pairs]:

@@ -7,7 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.reason_columns import is_null, is_true
-from stages.dups.hamming import CLUMP_DEGREE, Pairs, join, near_pairs
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import Pairs, join
+from stages.dups.parting import distinct
+from stages.dups.passes import CLUMP_DEGREE
 
 
 def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -27,12 +30,15 @@ def all_pairs(hashes: pa.Array, quality: pa.Array, turned: pa.Array, least: int,
     rows = np.flatnonzero(is_true(pc.greater_equal(quality, least)) & ~is_null(hashes))
     turns = not pa.types.is_null(turned.type) and (pc.max(pc.binary_length(turned)).as_py() or 0) > 0
     clumps: list[int] = []
-    distinct, ids = np.empty(0, np.int64), np.empty(0, np.int64)
+    ids = np.empty(0, np.int64)
     pairs = join([])
     if len(rows) and not turns:
         raw = fixed_bytes(pa.chunked_array([hashes.take(pa.array(rows))]), width)
-        distinct, ids = np.unique(raw.view(np.uint64)[:, 0] if width == 8 else raw.view(f"V{width}")[:, 0], return_inverse=True)
-        unique = distinct if width == 8 else distinct.view(np.uint8).reshape(-1, width)
+        if width == 8:
+            unique, ids = distinct(raw.view(np.uint64)[:, 0])
+        else:
+            values, ids = np.unique(raw.view(f"V{width}")[:, 0], return_inverse=True)
+            unique = values.view(np.uint8).reshape(-1, width)
         pairs = join(list(near_pairs(unique, distance, on_clump=lambda: clumps.append(1))))
     usable = not turns and not clumps
     paired, ends = np.unique(np.concatenate([pairs.left, pairs.right]), return_inverse=True)  # most hashes have no pair

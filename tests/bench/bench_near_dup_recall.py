@@ -1,6 +1,6 @@
 """Recall of near duplicates per edit and strength, and what is joined that should not be: both hashes, embeddings of the bundled CLIP, and hash or embedding.
 
-    bench_near_dup_recall.py --photos DIR [--count 5000] [--clip] [--out FILE.json]
+    bench_near_dup_recall.py --photos DIR [--count 5000] [--clip] [--processes 2] [--out FILE.json]
     bench_near_dup_recall.py --rendered 5000 [--clip] [--out FILE.json]        # scenes of the rendered world, which the bundled CLIP knows
 
 Each picture gets one copy per edit. A copy is found at a distance when its hash is that near to its photo's. False pairs are all pairs of different photos
@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ import numpy as np
 
 from stages.demo.image_bytes import encode
 from stages.demo.scenes import draw_scene, render
-from stages.dups.hamming import join, near_pairs
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import join
 from stages.images.crop import crop_image
 from stages.images.decode import decode
 from stages.images.hashes import hash_image
@@ -85,20 +89,47 @@ def _lettered(pixels: np.ndarray, size: float) -> np.ndarray:
 def pictures(options: argparse.Namespace) -> list[Callable[[], np.ndarray]]:
     """What gives the pixels of each picture."""
     if options.rendered:
-        return [lambda seed=seed: render(draw_scene(10**7 + seed)) for seed in range(options.rendered)]
-    return [lambda path=path: decode(path.read_bytes()) for path in sorted(options.photos.glob("*.jpg"))[: options.count]]
+        return [partial(_scene, 10**7 + seed) for seed in range(options.rendered)]
+    return [partial(_photo, path) for path in sorted(options.photos.glob("*.jpg"))[: options.count]]
 
 
-def hashes_of(found: list[Callable[[], np.ndarray]], model: object) -> Iterator[tuple[str, int, bytes, bytes, int, np.ndarray | None]]:
-    """(edit, '' for the picture itself; its number; phash; pdq; the lower of the two qualities; embedding float16 [D], None without a model)."""
-    for number, make in enumerate(found):
-        pixels = make()
-        copies = {"": pixels} | {name: edit(pixels) for name, edit in edits(number).items()}
-        embedded = _embedded(list(copies.values()), model) if model else [None] * len(copies)
-        for (name, picture), vector in zip(copies.items(), embedded, strict=True):
-            hashed = hash_image(picture, pdq=True)
-            assert hashed.pdq is not None and hashed.pdq_quality is not None
-            yield name, number, hashed.phash, hashed.pdq, min(hashed.quality, hashed.pdq_quality), vector
+def _scene(seed: int) -> np.ndarray:
+    return render(draw_scene(seed))
+
+
+def _photo(path: Path) -> np.ndarray:
+    return decode(path.read_bytes())
+
+
+Row = tuple[str, int, bytes, bytes, int, np.ndarray | None]
+
+
+def hashes_of(found: list[Callable[[], np.ndarray]], clip: bool, seconds: float, processes: int) -> list[Row]:
+    """(edit, '' for the picture itself; its number; phash; pdq; the lower of the two qualities; embedding float16 [D], None without clip) of the pictures
+    that `seconds` were enough for, in their order."""
+    work = partial(_of_one, clip=clip, until=time.monotonic() + seconds)
+    with ProcessPoolExecutor(processes) as pool:
+        return list(chain.from_iterable(pool.map(work, range(len(found)), found, chunksize=8)))
+
+
+def _of_one(number: int, make: Callable[[], np.ndarray], clip: bool, until: float) -> list[Row]:
+    cv2.setNumThreads(1)
+    if time.monotonic() > until:
+        return []
+    pixels = make()
+    copies = {"": pixels} | {name: edit(pixels) for name, edit in edits(number).items()}
+    embedded = _embedded(list(copies.values()), _model()) if clip else [None] * len(copies)
+    rows: list[Row] = []
+    for (name, picture), vector in zip(copies.items(), embedded, strict=True):
+        hashed = hash_image(picture, pdq=True)
+        assert hashed.pdq is not None and hashed.pdq_quality is not None
+        rows.append((name, number, hashed.phash, hashed.pdq, min(hashed.quality, hashed.pdq_quality), vector))
+    return rows
+
+
+@cache
+def _model() -> Any:
+    return open_clip.load({"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu", "batch_size": 20})
 
 
 def _embedded(copies: list[np.ndarray], model: Any) -> np.ndarray:
@@ -107,24 +138,32 @@ def _embedded(copies: list[np.ndarray], model: Any) -> np.ndarray:
     return model.embed_images(np.stack(crops)).astype(np.float16)
 
 
-def measure(found: list[Callable[[], np.ndarray]], model: object, seconds: float) -> dict[str, Any]:
-    """Report of the pictures that `seconds` were enough for."""
-    until, rows = time.monotonic() + seconds, []
-    for row in hashes_of(found, model):
-        if row[0] == "" and time.monotonic() > until:
-            found = found[: row[1]]
-            break
-        rows.append(row)
+def measure(rows: list[Row]) -> dict[str, Any]:
+    """Report of the pictures and their copies."""
     names = list(dict.fromkeys(name for name, *_ in rows))
-    edit, number, quality = np.array([names.index(row[0]) for row in rows]), np.array([row[1] for row in rows]), np.array([row[4] for row in rows])
-    report: dict[str, Any] = {"photos": len(found), "photos_below_quality": int(((quality < LEAST_QUALITY) & (edit == 0)).sum())}
+    edit, quality = np.array([names.index(row[0]) for row in rows]), np.array([row[4] for row in rows])
+    number = np.unique([row[1] for row in rows], return_inverse=True)[1]  # no gaps where time ran out
+    report: dict[str, Any] = {"photos": int((edit == 0).sum()), "photos_below_quality": int(((quality < LEAST_QUALITY) & (edit == 0)).sum())}
     hashes = {kind: np.frombuffer(b"".join(row[place] for row in rows), np.uint8).reshape(len(rows), -1) for kind, place in (("phash", 2), ("pdq", 3))}
+    seen = np.flatnonzero(quality >= LEAST_QUALITY)
     for kind, steps in DISTANCES.items():
-        report[kind] = {str(step): _at(hashes[kind], edit, number, quality, names, step) for step in steps}
-    if model:
+        left, right, apart = _listed(hashes[kind], seen, max(steps))
+        of_one, plain = number[left] == number[right], (edit[left] == 0) & (edit[right] == 0)
+        report[kind] = {}
+        for step in steps:
+            near = apart <= step
+            sums = [int((near & which).sum()) for which in (of_one, ~of_one, ~of_one & plain)]
+            report[kind][str(step)] = _column(_found(hashes[kind], edit, number, quality, step), edit, names, *sums)
+    if rows[0][5] is not None:
         vectors = unit(np.stack([row[5] for row in rows]))
         report |= _with_embeddings(vectors, hashes, edit, number, quality, names)
     return report
+
+
+def _found(bits: np.ndarray, edit: np.ndarray, number: np.ndarray, quality: np.ndarray, distance: int) -> np.ndarray:
+    """Which rows are within the distance of their own photo, both with enough to see (bool [N])."""
+    first = np.flatnonzero(edit == 0)[number]
+    return (np.bitwise_count(bits ^ bits[first]).sum(1) <= distance) & (quality >= LEAST_QUALITY) & (quality[first] >= LEAST_QUALITY)
 
 
 def _with_embeddings(
@@ -134,11 +173,10 @@ def _with_embeddings(
     first = np.flatnonzero(edit == 0)[number]
     cosine = np.einsum("ij,ij->i", vectors, vectors[first])
     sums = _semantic_pairs(vectors, number, edit == 0)
-    good = (quality >= LEAST_QUALITY) & (quality[first] >= LEAST_QUALITY)
     columns: dict[str, Any] = {"cosine": {str(least): _column(cosine >= least, edit, names, *sums[least]) for least in COSINES}}
     for kind, distance in JOINED:
-        near = (np.bitwise_count(hashes[kind] ^ hashes[kind][first]).sum(1) <= distance) & good
-        left, right = _listed(hashes[kind], np.flatnonzero(quality >= LEAST_QUALITY), distance)
+        near = _found(hashes[kind], edit, number, quality, distance)
+        left, right, _ = _listed(hashes[kind], np.flatnonzero(quality >= LEAST_QUALITY), distance)
         apart, own = np.einsum("ij,ij->i", vectors[left], vectors[right]), number[left] == number[right]
         bare = (edit[left] == 0) & (edit[right] == 0)
         columns[f"{kind} {distance} or cosine"] = {}
@@ -171,42 +209,23 @@ def _semantic_pairs(vectors: np.ndarray, number: np.ndarray, plain: np.ndarray) 
     return sums
 
 
-def _listed(bits: np.ndarray, rows: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of `rows` within the distance, equal hashes too."""
+def _listed(bits: np.ndarray, rows: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of `rows` within the distance and their distance, equal hashes too. Raises SystemExit where a clump hides pairs."""
     values, which = np.unique(bits[rows], axis=0, return_inverse=True)
-    order = np.argsort(which, kind="stable")
-    members = np.split(rows[order], np.cumsum(np.bincount(which))[:-1])
-    pairs = join(list(near_pairs(values, distance)))
-    ends = [[np.repeat(members[a], len(members[b])), np.tile(members[b], len(members[a]))] for a, b in zip(pairs.left, pairs.right, strict=True)]
-    ends += [[one[a], one[b]] for one in members if len(one) > 1 for a, b in [np.triu_indices(len(one), 1)]]
-    return tuple(np.concatenate([one[side] for one in ends]) for side in (0, 1))  # type: ignore[return-value]
-
-
-def _at(bits: np.ndarray, edit: np.ndarray, number: np.ndarray, quality: np.ndarray, names: list[str], distance: int) -> dict[str, object]:
-    own = bits[np.flatnonzero(edit == 0)][number]
-    off = np.bitwise_count(bits ^ own).sum(1)
-    good = (quality >= LEAST_QUALITY) & (quality[np.flatnonzero(edit == 0)][number] >= LEAST_QUALITY)
-    recall = {name: round(float(((off <= distance) & good)[edit == nth].mean()), 4) for nth, name in enumerate(names) if nth}
-    right, wrong, photos = _joined(bits[quality >= LEAST_QUALITY], number[quality >= LEAST_QUALITY], edit[quality >= LEAST_QUALITY] == 0, distance)
-    return {"recall": recall, "pairs_of_one_photo": right, "pairs_of_two": wrong, "precision": round(right / max(1, right + wrong), 6), "photo_pairs": photos}
-
-
-def _joined(bits: np.ndarray, number: np.ndarray, plain: np.ndarray, distance: int) -> tuple[int, int, int]:
-    """Pairs within the distance: of one photo, of two, and of two photos without edits."""
-    values, which = np.unique(bits, axis=0, return_inverse=True)
-    right = wrong = photos = 0
-    order = np.argsort(which, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(which))[:-1])
-    pairs = join(list(near_pairs(values, distance)))
-    for left, to in [*zip(pairs.left.tolist(), pairs.right.tolist(), strict=True), *((same, same) for same in range(len(values)))]:
-        a, b = members[left], members[to]
-        equal = number[a][:, None] == number[b][None]
-        both = plain[a][:, None] & plain[b][None] & ~equal
-        half = 2 if left == to else 1
-        right += (int(equal.sum()) - (len(a) if left == to else 0)) // half
-        wrong += int((~equal).sum()) // half
-        photos += int(both.sum()) // half
-    return right, wrong, photos
+    order, counts = np.argsort(which, kind="stable"), np.bincount(which)
+    starts, clumps = np.cumsum(counts) - counts, []
+    pairs = join(list(near_pairs(values, distance, on_clump=lambda: clumps.append(1))))
+    if clumps:
+        raise SystemExit(f"pairs within {distance} bits are not listed: too many hashes are near each other")
+    every = np.arange(len(values))
+    left, right = np.concatenate([pairs.left, every]), np.concatenate([pairs.right, every])
+    times = counts[left] * counts[right]
+    pair = np.repeat(np.arange(len(left)), times)
+    nth = np.arange(len(pair)) - np.repeat(np.cumsum(times) - times, times)
+    a, b = starts[left[pair]] + nth // counts[right[pair]], starts[right[pair]] + nth % counts[right[pair]]
+    once = (left[pair] != right[pair]) | (a < b)
+    apart = np.concatenate([pairs.distance, np.zeros(len(values), np.uint8)])[pair]
+    return rows[order[a[once]]], rows[order[b[once]]], apart[once]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -228,14 +247,13 @@ def main() -> None:
     parser.add_argument("--rendered", type=int, default=0, help="so many rendered scenes in place of photos")
     parser.add_argument("--seconds", type=float, default=1e9, help="take no further picture after that time")
     parser.add_argument("--clip", action="store_true", help="also the embeddings of the bundled CLIP, which knows the rendered world alone")
+    parser.add_argument("--processes", type=int, default=1, help="pictures are edited and hashed in so many processes")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
-    cv2.setNumThreads(1)
     found = pictures(options) if options.rendered or options.photos else []
     if not found:
         raise SystemExit("name a folder of *.jpg with --photos, or a number of scenes with --rendered")
-    model = open_clip.load({"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu", "batch_size": 20}) if options.clip else None
-    report = measure(found, model, options.seconds)
+    report = measure(hashes_of(found, options.clip, options.seconds, options.processes))
     print(f"{report['photos']} pictures, {report['photos_below_quality']} below quality {LEAST_QUALITY}\n\n{table(report)}")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1))

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import Fatal
+from pipeline.chain import Chain
+from pipeline.errors import Fatal, RecipeError
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
 from stages.demo.image_bytes import encode
@@ -82,3 +83,21 @@ def test_the_hash_that_is_compared_can_be_switched_without_hashing(folder: Path,
     switched = ran(folder, tmp_path / "run", {"by": "pdq"}, {}, pdq=True)
     assert sum(switched.tally.computed.values()) == 0
     assert {name for name, fate in fates(switched).items() if fate[0]} == {name for name, fate in fates(first).items() if fate[0]}
+
+
+def chain_of(folder: Path, *stages: object) -> Chain:
+    data = {"name": "near", "input": {"kind": "image_folder", "folder": str(folder)}, "stages": ["read_images", "image_hash", *stages]}
+    return Chain(build_recipe(data))
+
+
+def test_a_stage_that_may_drop_rows_between_the_search_and_the_decision_is_refused(folder: Path) -> None:
+    """near_dup names the first row of each hash; were it gone before dedup, its copies would all stay."""
+    near, select = {"near_dup": {"by": "phash"}}, {"select": {"where": "width > 200"}}
+    with pytest.raises(RecipeError, match="stages.select: may drop rows that near_dup names for dedup.*put it before near_dup or behind dedup"):
+        chain_of(folder, near, select, "dedup")
+    with pytest.raises(RecipeError, match="stages.again: may drop rows"):  # a row that cannot be measured ends there
+        chain_of(folder, near, {"again": {"use": "image_hash"}}, "dedup")
+    chain_of(folder, select, near, "dedup")
+    chain_of(folder, near, "dedup", select)
+    chain_of(folder, near, {"levels": {"column": "width"}}, "dedup")
+    assert chain_of(folder, near, select).nodes[-1].stage is not None  # without a decision nothing is missed

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.dups import hamming
+from stages.dups import passes
 from stages.dups.components import components
-from stages.dups.hamming import Pairs, as_words, distances, join, near_pairs, spanning_forest
-from stages.dups.search_plan import SearchPlan, _with_words, make_plan
+from stages.dups.hamming import near_pairs
+from stages.dups.pairs import Pairs, as_words, distances, join, spanning_forest
+from stages.dups.search_plan import SearchPlan, _with_parts, make_plan
 
 
 def mutated(seed: int, rows: int, bits: int, groups: int, most_flips: int) -> np.ndarray:
@@ -46,16 +47,17 @@ def test_the_same_pairs_as_looking_at_all_each_once(bits: int, distance: int) ->
 
 @pytest.mark.parametrize(("bits", "distance"), [(64, 4), (64, 7), (256, 20)])
 @pytest.mark.parametrize("words", [1, 2, 4, 8, 16, 32])
-def test_every_plan_finds_the_same_pairs(bits: int, distance: int, words: int) -> None:
-    """Plans for a few rows and for ten million, whichever way they cut the hash."""
+def test_every_plan_finds_the_same_pairs(bits: int, distance: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for a few rows and for ten million, whichever way they cut the hash, with all rows in one bucket and in many."""
     hashes = mutated(5, 800, bits, 30, distance + 2)
     wanted = by_looking_at_all(hashes, distance)
     tried = 0
     for rows in (2_000, 100_000, 10_000_000):
-        plan = _with_words(rows, bits, distance, words) if 8 <= bits // words <= 64 else None
+        plan = _with_parts(rows, bits, distance, words) if 8 <= bits // words <= 64 else None
         if plan is None or len(plan.passes) > 300:
             continue
         tried += 1
+        monkeypatch.setattr(passes, "BUCKET_ROWS", {2_000: 4000, 100_000: 300, 10_000_000: 20}[rows])
         found = listed(list(near_pairs(hashes, distance, plan=plan, threads=2)))
         assert len(found) == len(set(found)) and set(found) == wanted
     assert tried or bits // words not in (64, 32, 16, 8) or bits == 256 and words <= 8 or words == 1
@@ -63,7 +65,7 @@ def test_every_plan_finds_the_same_pairs(bits: int, distance: int, words: int) -
 
 def test_the_order_of_the_pairs_does_not_depend_on_threads() -> None:
     hashes = mutated(1, 2000, 64, 80, 5)
-    plan = _with_words(1_000_000, 64, 4, 1)
+    plan = _with_parts(1_000_000, 64, 4, 1)
     assert plan is not None
     assert listed(list(near_pairs(hashes, 4, plan=plan, threads=1))) == listed(list(near_pairs(hashes, 4, plan=plan, threads=4)))
 
@@ -78,11 +80,12 @@ def clump(seed: int, rows: int, flips: int) -> np.ndarray:
     return np.unique(np.packbits(some, axis=1), axis=0)
 
 
-@pytest.mark.parametrize("brute", [False, True])
-def test_a_clump_is_not_listed_and_joins_the_same_rows_at_every_distance(brute: bool) -> None:
+@pytest.mark.parametrize(("brute", "bucket"), [(False, 1 << 16), (False, 100), (True, 1 << 16)])
+def test_a_clump_is_not_listed_and_joins_the_same_rows_at_every_distance(brute: bool, bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "BUCKET_ROWS", bucket)
     dense = clump(2, 900, 3)
     hashes = np.unique(np.concatenate([dense, mutated(3, 700, 64, 30, 6)]), axis=0)
-    plan = SearchPlan((), 0.0) if brute else _with_words(20_000, 64, 6, 2)
+    plan = SearchPlan((), 0.0) if brute else _with_parts(20_000, 64, 6, 2)
     assert plan is not None
     found = listed(list(near_pairs(hashes, 6, plan=plan)))
     everything = by_looking_at_all(hashes, 6)
@@ -137,4 +140,4 @@ def test_many_rows_get_longer_keys_and_few_rows_none() -> None:
     bits = [np.mean([bin(one.mask).count("1") for one in plan.passes]) for plan in (few, many)]
     assert few.passes and bits[1] > bits[0] + 4
     assert many.cost < 120 < make_plan(10_000_000, 64, 12).cost
-    assert hamming.CLUMP_ROWS > 50
+    assert passes.CLUMP_ROWS > 50
