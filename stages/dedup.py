@@ -58,6 +58,7 @@ class Dedup(Stage):
     """
 
     name: ClassVar[str] = "dedup"
+    version: ClassVar[int] = 2  # the column `match`
     Params = DedupParams
     params: DedupParams
     reads_resolve = (
