@@ -92,6 +92,12 @@ def question(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return asked(scene, true, rng), "yes" if true else "no"
 
 
+def attribute_question(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A question about size, texture or place of one object and its answer, each in half of the draws."""
+    true = bool(rng.random() < 0.5)
+    return _ask_attribute(scene, true, rng), "yes" if true else "no"
+
+
 def _ask_object(scene: Scene, true: bool, rng: np.random.Generator) -> str:
     """'Is there a large red circle in the image?'; a false one differs from an object that is there by one word or more."""
     item = scene.objects[int(rng.integers(len(scene.objects)))]

@@ -50,6 +50,13 @@ def judge_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
     return (*_caption_turns(scene, rng, first), *scores, question_turn(scene, rng), question_turn(scene, rng))
 
 
+def ask_turns(scene: Scene, rng: np.random.Generator) -> tuple[Turn, ...]:
+    """Questions: ten of them share one image, six about size, texture or place. A caption and a judged text keep the rest in mind."""
+    alt = draw_alt_text(scene, rng)
+    asked = [question_turn(scene, rng) for _ in range(4)] + [question_turn(scene, rng, answers.attribute_question) for _ in range(6)]
+    return (*_caption_turns(scene, rng, alt), *score_turns(alt, scene, _aspects(rng)), *asked)
+
+
 def _caption_turns(scene: Scene, rng: np.random.Generator, alt: AltText) -> list[Turn]:
     names = list(_SHARES)
     asked = names[int(rng.choice(len(names), p=np.array(list(_SHARES.values())) / sum(_SHARES.values())))]
@@ -60,7 +67,9 @@ _SHARES: Final = {
     "caption_dense": 0.42, "caption_descriptive": 0.18, "caption_short tags": 0.18, "caption_fused": 0.12, "caption_merged": 0.04,
     "caption_brief tags": 0.02, "caption_plain tags": 0.02, "caption_long": 0.02,
 }
-MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {"first": first_turns, "all": all_turns, "judge": judge_turns}
+MIXES: Final[dict[str, Callable[[Scene, np.random.Generator], tuple[Turn, ...]]]] = {
+    "first": first_turns, "all": all_turns, "judge": judge_turns, "ask": ask_turns,
+}  # fmt: skip
 """What a phase of the recipe may name."""
 
 
@@ -77,8 +86,8 @@ def text_turn(name: str, alt: AltText, scene: Scene) -> Turn:
     return Turn(name, _WITH_TEXT[name](scene, alt.content), fields)
 
 
-def question_turn(scene: Scene, rng: np.random.Generator) -> Turn:
-    asked, answer = answers.question(scene, rng)
+def question_turn(scene: Scene, rng: np.random.Generator, draw: Callable[[Scene, np.random.Generator], tuple[str, str]] = answers.question) -> Turn:
+    asked, answer = draw(scene, rng)
     return Turn("question", answer, {"question": asked}, _claims(asked, scene))
 
 
