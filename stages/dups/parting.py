@@ -34,7 +34,7 @@ def parted(values: np.ndarray, shift: int, bits: int) -> Iterator[tuple[np.ndarr
             yield np.concatenate([rows[piece] for piece in pieces]), np.concatenate([ordered[piece] for piece in pieces])
 
 
-def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct_places(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values of uint64 [N], rising, and for each value its place among them (int32 [N]): as numpy's unique, in a third of the time where many."""
     bits = min(16, (len(values) // BUCKET_ROWS).bit_length())
     which = np.empty(len(values), np.int32)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipeline.reason_columns import is_null, is_true
 from stages.dups.hamming import near_pairs
 from stages.dups.pairs import Pairs, join
-from stages.dups.parting import distinct
+from stages.dups.parting import distinct_places
 from stages.dups.passes import CLUMP_DEGREE
 
 
@@ -30,19 +30,20 @@ def all_pairs(hashes: pa.Array, quality: pa.Array, turned: pa.Array, least: int,
     rows = np.flatnonzero(is_true(pc.greater_equal(quality, least)) & ~is_null(hashes))
     turns = not pa.types.is_null(turned.type) and (pc.max(pc.binary_length(turned)).as_py() or 0) > 0
     clumps: list[int] = []
-    ids = np.empty(0, np.int64)
+    ids, count = np.empty(0, np.int64), 0
     pairs = join([])
     if len(rows) and not turns:
         raw = fixed_bytes(pa.chunked_array([hashes.take(pa.array(rows))]), width)
         if width == 8:
-            unique, ids = distinct(raw.view(np.uint64)[:, 0])
+            unique, ids = distinct_places(raw.view(np.uint64)[:, 0])
         else:
             values, ids = np.unique(raw.view(f"V{width}")[:, 0], return_inverse=True)
             unique = values.view(np.uint8).reshape(-1, width)
+        count = len(unique)
         pairs = join(list(near_pairs(unique, distance, on_clump=lambda: clumps.append(1))))
     usable = not turns and not clumps
     paired, ends = np.unique(np.concatenate([pairs.left, pairs.right]), return_inverse=True)  # most hashes have no pair
-    place = np.full(len(distinct), -1, np.int32)
+    place = np.full(count, -1, np.int32)
     place[paired] = np.arange(len(paired))
     has = place[ids] >= 0
     empty = slice(None) if usable else slice(0, 0)

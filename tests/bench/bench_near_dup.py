@@ -25,7 +25,7 @@ import numpy as np
 from stages.dups.components import components
 from stages.dups.hamming import near_pairs
 from stages.dups.pairs import as_words, brute_pairs, join
-from stages.dups.parting import distinct
+from stages.dups.parting import distinct_places
 from stages.dups.search_plan import make_plan
 from stages.images.decode import decode
 from stages.images.hashes import hash_image
@@ -63,7 +63,7 @@ def one_size(rows: int, threads: int | None) -> dict[str, object]:
     """Equal hashes collapsed, the search, the components; checked against what was planted."""
     hashes, original = planted(rows)
     start, cpu = time.perf_counter(), time.process_time()
-    unique, which = distinct(hashes)
+    unique, which = distinct_places(hashes)
     pairs = join(list(near_pairs(unique, DISTANCE, threads=threads)))
     label = components(len(unique), pairs.left, pairs.right)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu

@@ -86,7 +86,7 @@ def test_the_hash_that_is_compared_can_be_switched_without_hashing(folder: Path,
 
 
 def chain_of(folder: Path, *stages: object) -> Chain:
-    data = {"name": "near", "input": {"kind": "image_folder", "folder": str(folder)}, "stages": ["read_images", "image_hash", *stages]}
+    data = {"name": "near", "input": {"kind": "image_folder", "folder": str(folder)}, "stages": ["read_images", {"image_hash": {"pdq": False}}, *stages]}
     return Chain(build_recipe(data))
 
 
@@ -96,7 +96,7 @@ def test_a_stage_that_may_drop_rows_between_the_search_and_the_decision_is_refus
     with pytest.raises(RecipeError, match="stages.select: may drop rows that near_dup names for dedup.*put it before near_dup or behind dedup"):
         chain_of(folder, near, select, "dedup")
     with pytest.raises(RecipeError, match="stages.again: may drop rows"):  # a row that cannot be measured ends there
-        chain_of(folder, near, {"again": {"use": "image_hash"}}, "dedup")
+        chain_of(folder, near, {"again": {"use": "image_hash", "pdq": False}}, "dedup")
     chain_of(folder, select, near, "dedup")
     chain_of(folder, near, "dedup", select)
     chain_of(folder, near, {"levels": {"column": "width"}}, "dedup")

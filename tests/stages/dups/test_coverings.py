@@ -57,7 +57,7 @@ def test_distinct_values_and_their_places(rows: int, monkeypatch: pytest.MonkeyP
     values = np.random.default_rng(rows).integers(0, 2**64, rows, dtype=np.uint64)
     values[rows // 2 :] = values[: rows - rows // 2]
     wanted, places = np.unique(values, return_inverse=True)
-    found, which = parting.distinct(values)
+    found, which = parting.distinct_places(values)
     assert np.array_equal(found, wanted) and np.array_equal(which, places)
 
 
