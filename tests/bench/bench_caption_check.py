@@ -4,7 +4,7 @@ One row per scene with a true caption, one with the same caption in which one at
 changed; `claims` and `caption_check` run through pairmill on them. Prints one JSON line: share of changed captions found at the trust below
 which 10 % of the true ones lie, the area under the curve, both for other ways of ranking too, and how often each kind of claim is answered
 rightly on true captions. Figures are those of the model named: the bundled ones know the rendered world only.
-Run: python tests/bench/bench_caption_check.py --weights bundled:NAME [--scenes 1000] [--captions varied|plain] [--kind transformers|vllm]
+Run: python tests/bench/bench_caption_check.py --weights bundled:NAME [--scenes 1000] [--first 0] [--captions varied|plain] [--kind transformers|vllm]
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def plain_words() -> dict[str, str]:
     return {word: plain for word, plain in found.items() if word != plain} | {"left of": "to the left of", "right of": "to the right of"}
 
 
-def pairs(count: int, how: str) -> list[tuple[Scene, str, str]]:
-    """Scenes of the stream 'heldout' with a true caption and the same with one attribute changed."""
+def pairs(count: int, how: str, first: int = 0) -> list[tuple[Scene, str, str]]:
+    """Scenes of the stream 'heldout' from the `first` on with a true caption and the same with one attribute changed."""
     found: list[tuple[Scene, str, str]] = []
-    index = 0
+    index = first
     while len(found) < count:
         scene = draw_scene(seed_for("heldout", index))
         index += 1
@@ -110,12 +110,13 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--kind", default="transformers")
     parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="number in their stream of the first scene")
     parser.add_argument("--captions", choices=("varied", "plain"), default="varied")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rows").mkdir()
-        write_rows(pairs(options.scenes, options.captions), Path(folder) / "rows")
+        write_rows(pairs(options.scenes, options.captions, options.first), Path(folder) / "rows")
         rows = through_pairmill(options, Path(folder) / "rows", Path(folder) / "run")
     groups = {kind: [row for row in rows if Path(row["path"]).name.startswith(kind)] for kind in ("true", "false")}
     figures = {
@@ -128,7 +129,7 @@ def main() -> None:
         json.dumps(
             {
                 "bench": "caption_check", "weights": options.weights, "kind": options.kind, "captions": options.captions, "scenes": options.scenes,
-                "kinds": options.kinds, "claims_per_caption": round(sum(asked.values()) / max(1, len(groups["true"])), 2), **figures,
+                "first": options.first, "kinds": options.kinds, "claims_per_caption": round(sum(asked.values()) / max(1, len(groups["true"])), 2), **figures,
                 "confirmed_on_true": {kind: round(right[kind] / count, 3) for kind, count in sorted(asked.items())},
                 "flags": Counter(flag for row in rows for flag in row["flags"]), "failed": Counter(row["failure"] for row in rows if row["failure"]),
             }
