@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.errors import RecipeError
 from pipeline.stage import ColumnType, Evidence, Params, Stage, decides
+from stages.dups.components import distinct
 from stages.dups.links import has_evidence, links_of
 from stages.images.registration import CHUNK, THUMB_BYTES, match_scores
 from stages.vectors.blocks import blocks
@@ -60,7 +61,7 @@ class CropDup(Stage):
         con.execute("CREATE OR REPLACE TABLE crop_edges (a BIGINT, b BIGINT, match FLOAT)")
         pairs = self._candidates(con)
         with tempfile.TemporaryDirectory(prefix="pairmill-crop-", dir=evidence.scratch) as folder:
-            keys, thumbs = _thumbnails(evidence, np.unique(pairs), Path(folder))
+            keys, thumbs = _thumbnails(evidence, distinct(pairs.ravel()), Path(folder))
             for some, match in in_order(_chunks(pairs[np.isin(pairs, keys).all(1)]), lambda some: (some, _matches(some, keys, thumbs))):
                 good = match >= np.float32(self.params.search_match)
                 con.register("crop_found", pa.table({"a": some[good, 0], "b": some[good, 1], "match": match[good]}))

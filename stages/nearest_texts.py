@@ -81,10 +81,10 @@ class NearestTexts(Stage):
         with tempfile.TemporaryDirectory(dir=evidence.scratch) as folder:
             centroids = self._centroids(texts, evidence.seed)
             lines = by_cluster(texts.blocks, centroids, Path(folder) / "texts", self.params.threads)
-            keys = [block.keys for block in blocks(evidence.vectors(self.params.embeddings))]
+            keys = np.concatenate([np.empty(0, np.int64), *(block.keys for block in blocks(evidence.vectors(self.params.embeddings)))])
             images = by_cluster(lambda: self._images(evidence, centroids.shape[1]), centroids, Path(folder) / "images", self.params.threads)
             for cluster, places, cosines, rows in self._pairs(images, lines):
-                self._insert(con, cluster, places, cosines, np.concatenate(keys)[rows])
+                self._insert(con, cluster, places, cosines, keys[rows])
         evidence.facts["nearest_texts"] = {"texts": len(texts), "clusters": len(centroids)}
         return con.sql(self._answer(con, texts))
 
