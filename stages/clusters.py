@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import stage as machine
-from pipeline.errors import RecipeError
-from pipeline.stage import Evidence, Stage, Vector, decides, tunes
-from stages.vectors.blocks import Block, blocks, draw, unit
+from pipeline.stage import Evidence, Stage, decides, tunes
+from stages.vectors.blocks import Block, blocks, check_vectors, draw, unit
 from stages.vectors.kmeans import fit_centroids, in_order, nearest
 
 if TYPE_CHECKING:
@@ -53,9 +52,7 @@ class Clusters(Stage):
 
     def check(self, available: Mapping[str, Any]) -> None:
         """Raises RecipeError where the column holds no vectors."""
-        kind = available.get(self.params.embeddings)
-        if kind is not None and not isinstance(kind, Vector):
-            raise RecipeError(f"stages.{self.instance}.embeddings: {self.params.embeddings!r} holds {kind}, not vectors; name image_emb of clip_score")
+        check_vectors(self.instance, self.params.embeddings, available)
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con, params = evidence.con, self.params

@@ -13,11 +13,11 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from pipeline import stage as machine
-from pipeline.errors import Fatal, RecipeError
-from pipeline.stage import Evidence, Stage, Vector, decides, tunes
+from pipeline.errors import Fatal
+from pipeline.stage import Evidence, Stage, decides, tunes
 from schemas.sample import TEXTS, make_text
 from stages.file_digests import file_sha256
-from stages.vectors.blocks import blocks, unit
+from stages.vectors.blocks import blocks, check_vectors, unit
 from stages.vectors.by_cluster import ByCluster, by_cluster
 from stages.vectors.kmeans import fit_centroids, nearest
 from stages.vectors.text_vectors import TextVectors
@@ -71,9 +71,7 @@ class NearestTexts(Stage):
 
     def check(self, available: Mapping[str, Any]) -> None:
         """Raises RecipeError where the column holds no vectors."""
-        kind = available.get(self.params.embeddings)
-        if kind is not None and not isinstance(kind, Vector):
-            raise RecipeError(f"stages.{self.instance}.embeddings: {self.params.embeddings!r} holds {kind}, not vectors; name image_emb of clip_score")
+        check_vectors(self.instance, self.params.embeddings, available)
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con, texts = evidence.con, TextVectors(self.params.texts)

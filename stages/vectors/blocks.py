@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import Fatal
-from pipeline.stage import Evidence, VectorBlock
+from pipeline.errors import Fatal, RecipeError
+from pipeline.stage import ColumnType, Evidence, Vector, VectorBlock
 
 ROWS = 8192  # rows of a block: results that depend on the shape of a product are then the same for any size of part
 
@@ -22,6 +22,13 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+def check_vectors(instance: str, column: str, available: Mapping[str, ColumnType]) -> None:
+    """Raises RecipeError where the column that a stage's option `embeddings` names holds no vectors."""
+    kind = available.get(column)
+    if kind is not None and not isinstance(kind, Vector):
+        raise RecipeError(f"stages.{instance}.embeddings: {column!r} holds {kind}, not vectors; name image_emb of clip_score")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
