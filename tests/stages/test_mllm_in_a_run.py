@@ -245,8 +245,9 @@ def test_actor_of_the_engine_that_is_killed_comes_back_and_answers_what_was_open
     times = asked(log)
     assert set(times) == set(usual)
     again = times - usual
-    # at each kill: what the actor had taken (one call more than its model at a time), and an answer that was on its way
-    assert max(again.values(), default=0) <= 2 and again.total() <= 2 * (4 + 2)
+    # A kill loses no call but those on their way: as many as the model takes at a time, of each of the two workers. That counts calls that
+    # the actor has answered and whose answers a worker has not taken yet, so more may be lost than the actor works on at a time.
+    assert max(again.values(), default=0) <= 2 and again.total() <= 2 * 2 * 4
     assert Counter(row["failure"] for row in values(tmp_path / "run", "mllm_score", "failure")) == {None: 60}
 
 
