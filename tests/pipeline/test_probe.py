@@ -69,7 +69,7 @@ def test_a_captioner_costs_what_its_engine_takes(tmp_path: Path) -> None:
     probe = make_probe(recipe, make_plan(recipe, None), 10, 3.0, told.append)
     reading, caption = probe.stages
     assert caption.measured == 10 and caption.rows == 30 and reading.engine_hours_per_million is None
-    assert caption.model_seconds is not None and 30 * 0.02 <= caption.model_seconds < 30 * 0.1
+    assert caption.model_seconds is not None and 30 * 0.02 <= caption.model_seconds < 30 * 0.3
     assert caption.engine_hours_per_million == pytest.approx(caption.model_seconds / 30 * 1e6 / 3600, rel=0.1)
     assert caption.price_per_million == pytest.approx(3.0 * caption.engine_hours_per_million, rel=0.01)
     assert caption.tokens_per_row is not None and 8 <= caption.tokens_per_row[1] <= 15

@@ -61,7 +61,7 @@ def test_many_askers_make_one_lookup_and_it_is_remembered(system: Any) -> None:
 
 
 def test_failures_are_remembered_for_a_short_while(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolver, "NOT_FOUND_S", 0.2)
+    monkeypatch.setattr(resolver, "NOT_FOUND_S", 0.6)
     asked = system(unknown)
 
     async def ask() -> None:
@@ -70,7 +70,7 @@ def test_failures_are_remembered_for_a_short_while(system: Any, monkeypatch: pyt
             with pytest.raises(socket.gaierror, match="not known"):
                 await found.addresses("a.test")
         assert asked.asked["a.test"] == 1
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.65)
         with pytest.raises(socket.gaierror):
             await found.addresses("a.test")
 
@@ -82,21 +82,19 @@ def test_a_hung_lookup_holds_up_neither_others_nor_the_end(system: Any) -> None:
     release = threading.Event()
     system(lambda host, times: (release.wait(20) if host.startswith("hung") else None, LOOPBACK)[1])
 
-    async def ask() -> float:
-        found = Resolver(0.3)
-        started = time.monotonic()
+    async def ask() -> None:
+        found = Resolver(1.0)
         hung = [asyncio.create_task(found.addresses(f"hung{n}.test")) for n in range(40)]
         await found.addresses("good.test")
-        quick = time.monotonic() - started
+        assert not any(task.done() for task in hung)
         answers = await asyncio.gather(*hung, return_exceptions=True)
         assert {type(answer) for answer in answers} == {socket.gaierror}
-        assert "no answer within 0.3 s" in str(answers[0])
-        return quick
+        assert "no answer within 1 s" in str(answers[0])
 
     started = time.monotonic()
     try:
-        assert asyncio.run(ask()) < 0.25
-        assert time.monotonic() - started < 1.5, "the loop waited for lookups that were given up"
+        asyncio.run(ask())
+        assert time.monotonic() - started < 10, "the loop waited for lookups that were given up"
     finally:
         release.set()
 

@@ -63,7 +63,7 @@ def test_robots_that_hangs_fails_the_rows_of_its_host_only_once(web: Any) -> Non
     started = time.monotonic()
     results = get([web.url("/a")] * 30, timeout_s=0.4)
     assert {result.failure.code for result in results if result.failure} == {"timeout"} and len(results) == 30
-    assert web.asked == {"/robots.txt": 1} and time.monotonic() - started < 2
+    assert web.asked == {"/robots.txt": 1} and time.monotonic() - started < 8
 
 
 def test_redirects_are_asked_for_at_their_own_host(web: Any, new_web: Callable[..., Any]) -> None:

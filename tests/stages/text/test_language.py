@@ -306,9 +306,9 @@ def test_many_texts_at_once_get_the_answers_of_the_library() -> None:
 
 def test_long_texts_cost_no_more_than_their_start() -> None:
     identify("warm up")
-    start = time.perf_counter()
+    start = time.thread_time()
     assert identify("the dog runs over the meadow " * 20_000)[0] == "en"
-    assert time.perf_counter() - start < 0.1
+    assert time.thread_time() - start < 0.1
 
 
 def test_han_characters_are_counted() -> None:
