@@ -94,7 +94,7 @@ PRESETS: Final[dict[str, Preset]] = {
         min_height=100,
     ),
     "realsyn": Preset(
-        source="RealSyn (arXiv 2502.12513), image and sentence filtration [paper]; the LM and parser rules are not here",
+        source="RealSyn (arXiv 2502.12513), image and sentence filtration [paper]; the rules by LM and parser: stages perplexity, text_structure",
         text={
             **RULES_OFF,
             "emoji": True,  # [paper]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,17 +60,9 @@ def load(spec: Mapping[str, Any]) -> Owlv2Detector:
 
 
 def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Whether the weights are at hand, loading none: (ok, warning or problem; what was found; what to do)."""
+    """Whether the weights are at hand, loading none, as `weights.availability`."""
     _check(spec)
-    folder = weights_files.local_weights(spec)
-    if folder is not None:
-        return "ok", f"{folder}: {sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6:,.1f} MB", ""
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(str(spec["weights"]), "config.json", revision=spec.get("revision", "main"))
-    if isinstance(cached, str):
-        return "ok", f"{spec['weights']}: cached in {Path(cached).parent}", ""
-    return "warning", f"{spec['weights']}: not cached; fetched when the stage starts", "without a network set `weights` of this model to a local folder"
+    return weights_files.availability(spec)
 
 
 def _check(spec: Mapping[str, Any]) -> None:

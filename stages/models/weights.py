@@ -54,6 +54,19 @@ def weights_identity(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256("".join(_file_digest(file, file.stat().st_mtime_ns) for file in files).encode()).hexdigest()
 
 
+def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Whether the weights are at hand, loading none: (ok or warning; what was found; what to do). Raises RecipeError as `local_weights`."""
+    folder = local_weights(spec)
+    if folder is not None:
+        return "ok", f"{folder}: {sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6:,.1f} MB", ""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(spec["weights"]), "config.json", revision=spec.get("revision", "main"))
+    if isinstance(cached, str):
+        return "ok", f"{spec['weights']}: cached in {Path(cached).parent}", ""
+    return "warning", f"{spec['weights']}: not cached; fetched when the stage starts", "without a network set `weights` of this model to a local folder"
+
+
 def engine_digest(spec: Mapping[str, Any], engine: str, version: str, *facts: object) -> str:
     """Short name of all that makes a model's answers: `<kind>-<hash of weights, tokenizer, pixel cap, engine, version and facts>`."""
     parts = [weights_identity(spec), str(spec.get("max_pixels", DEFAULT_MAX_PIXELS)), engine, version, *map(str, facts)]

@@ -67,13 +67,13 @@ def count_assertions(tokens: list[Token]) -> int:
     """Assertions of one tagged sentence."""
     tokens = join_prepositions(tokens)
     opening, entities = entities_of(tokens)
-    count = sum(_is_attribute(token) or token.kind == NUMBER for token in tokens)
+    count = sum(is_attribute(token) or token.kind == NUMBER for token in tokens)
     before = int(len(entities) > 1 and bool(opening) and opening[0].kind == PREPOSITION and opening[0].tag not in _CLAUSE_TAGS)
     for place, entity in enumerate(entities):
         said = relations(entity.behind, last=place == len(entities) - 1)
         count += said + (before if place == 0 else 0)
         own = entity.phrase is None or any(word not in stop_words() for word in entity.phrase.adjectives) or bool(entity.number)
-        count += not (own or said or before or any(map(_is_attribute, entity.behind)))
+        count += not (own or said or before or any(map(is_attribute, entity.behind)))
         before = said
     return count
 
@@ -137,8 +137,8 @@ def relations(between: list[Token], last: bool) -> int:
     if any(token.kind == PREPOSITION and token.tag not in _CLAUSE_TAGS for token in between):
         return 1
     linking = any(token.kind == VERB and token.tag[:2] in ("VB", "VH", "VD") for token in between)
-    return int(linking and not last and not any(map(_is_attribute, between)))
+    return int(linking and not last and not any(map(is_attribute, between)))
 
 
-def _is_attribute(token: Token) -> bool:
+def is_attribute(token: Token) -> bool:
     return token.kind == ADJECTIVE and token.text not in stop_words() and not is_web_word(token.text)
