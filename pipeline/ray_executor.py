@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.storage import Place
 from pipeline.store import Store
 
 RECOUNT_S = 10.0
+MOST_END_S = 10.0  # that tasks which were killed take to be gone
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -196,6 +197,13 @@ class RayExecutor:
         self._actors = []
 
     def close(self) -> None:
+        """End what runs: a task that is left (after a stop, an error or Ctrl+C) is killed, and has begun and committed nothing after this."""
+        left, self._running = list(self._running), {}
+        with suppress(RayError):  # a cluster that is gone has no tasks left
+            for reference in left:
+                ray.cancel(reference, force=True)
+            if left:
+                ray.wait(left, num_returns=len(left), timeout=MOST_END_S)
         self.release_models()
         ray.shutdown()
 

@@ -98,7 +98,9 @@ def run(
             try:
                 schedule.run(executor)
             except BudgetExceeded as error:
-                _note_stop(store, error)
+                stop = _note_stop(store, error)
+                executor.close()
+                _end_stop(store, stop)
                 raise
             executor.release_models()
             view = RunView(chain, store, parts)
@@ -169,13 +171,22 @@ def _what_to_retry(chain: Chain, store: Store, options: RunOptions) -> Retry:
     return Retry(options.retry, failures_of_outages(chain, store, record.parts, record.stops).parts)
 
 
-def _note_stop(store: Store, error: BudgetExceeded) -> None:
+def _note_stop(store: Store, error: BudgetExceeded) -> dict[str, Any]:
     """Leave word in run.json, so that the next run knows which committed parts the outage had reached."""
     record = store.read_run()
     assert record is not None
     at = round(time.time(), 3)
     stop = {"at": at, "began": round(error.began or at, 3), "reach": error.reach, "stage": error.stage, "code": error.code, "why": str(error)}
     record.stops.append(stop)
+    store.write_run(record)
+    return stop
+
+
+def _end_stop(store: Store, stop: dict[str, Any]) -> None:
+    """Tasks that were on their way when a budget stopped the run may have begun and committed until the executor was closed: they count as beside it."""
+    record = store.read_run()
+    assert record is not None
+    record.stops = [{**one, "at": round(time.time(), 3)} if one == stop else one for one in record.stops]
     store.write_run(record)
 
 

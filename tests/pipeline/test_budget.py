@@ -180,6 +180,8 @@ def test_on_ray_the_stop_is_noted_and_the_next_run_mends_it(tmp_path: Path) -> N
         run(recipe, tmp_path / "run", RunOptions(executor="ray", workers=2))
     record = Store(tmp_path / "run").read_run()
     assert record is not None and [stop["stage"] for stop in record.stops] == ["flaky"]
+    made = [part for number in range(12) if (part := Store(tmp_path / "run").record(VALUES, "flaky", number)) is not None]
+    assert all(part.info["began"] <= record.stops[0]["at"] for part in made), "tasks on their way at the stop, such as parts of 49 rows, belong to it"
     book_of(tmp_path, {})
     result = run(recipe, tmp_path / "run", LOCAL)
     assert result.view.state_digest() == run(recipe, tmp_path / "fresh", LOCAL).view.state_digest()
