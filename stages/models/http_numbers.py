@@ -95,9 +95,11 @@ class ServerNumbers:
             raise Fatal(_not_continued(self.name, self._refusal))
 
     async def _continued(self, body: Body, path: tuple[str, ...], before: int) -> Body:
+        """The server's answer behind a path. Raises Failed where it was behind something else, such as the digits without the space before them."""
         found = await self._ask(_continuing(body, "".join(path)))
         if _prompt_tokens(found) != before + len(path):
-            raise Fatal(_not_continued(self.name, f"of {''.join(path)!r} behind {before} prompt tokens it makes {_prompt_tokens(found)}"))
+            told = f"asked to continue {''.join(path)!r} behind {before} prompt tokens, the server counts {_prompt_tokens(found)}"
+            raise Failed(Failure(FailureCode.MODEL_ERROR, f"{told}: another template or tokenizer; the numbers' probabilities cannot be known"))
         return found
 
     async def _ask(self, body: Body) -> Body:

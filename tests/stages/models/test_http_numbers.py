@@ -27,6 +27,7 @@ def said(question: str, begun: str) -> dict[str, float]:
     """What the model of these tests says next: digits for the most part."""
     draw = random.Random(f"{question} {begun}")
     weights = {token: draw.random() ** 8 * (1.0 if token.isdigit() or token == "<|im_end|>" else 0.05) for token in TOKENS}
+    weights[" "] += "spaced" in question and not begun
     return {token: weight / sum(weights.values()) for token, weight in weights.items()}
 
 
@@ -43,7 +44,7 @@ def by_loops(question: str) -> dict[int, float]:
 
 
 class DigitServer(ChatServer):
-    """A token per character, and a template with 3 tokens before each turn and 2 behind it. `continues`: yes, refused, ignored, or uncounted."""
+    """A token per character, and a template with 3 tokens before each turn and 2 behind it. `continues`: yes, trimmed, refused, ignored, uncounted."""
 
     def __init__(self, continues: str = "yes"):
         super().__init__()
@@ -58,6 +59,8 @@ class DigitServer(ChatServer):
         prompt_tokens = sum(3 + len(text) + 2 for text in texts)
         if body.get("continue_final_message") and self.continues != "ignored":
             begun, prompt_tokens = texts[-1], prompt_tokens - 2
+            if self.continues == "trimmed":
+                begun, prompt_tokens = begun.strip(), prompt_tokens - len(begun) + len(begun.strip())
         else:
             prompt_tokens += 3
         chances = said(question, begun)
@@ -136,6 +139,17 @@ def test_a_failure_of_a_further_request_is_that_rows(serve: Callable[..., DigitS
     found = load(server.url).chat([request(at, f"question {at}", (8, 8), max_tokens=4, numbers=True) for at in range(3)])
     assert found[1] == Failure(FailureCode.MODEL_ERROR, "HTTP 400: too long")
     assert all(expectation(found[at].numbers) == pytest.approx(expectation(by_loops(f"question {at}")), abs=0.51) for at in (0, 2))
+
+
+def test_an_answer_continued_behind_something_else_is_that_rows_failure(serve: Callable[..., DigitServer], load: Callable[..., kind.HttpChat]) -> None:
+    asked = [request(0, text, (8, 8), max_tokens=4, numbers=True) for text in ("question 0", "spaced question")]
+    for continues in ("yes", "trimmed"):
+        found = load(serve(continues).url).chat(asked)
+        assert expectation(found[0].numbers) == pytest.approx(expectation(by_loops("question 0")), abs=0.51)
+        if continues == "yes":
+            assert expectation(found[1].numbers) == pytest.approx(expectation(by_loops("spaced question")), abs=0.51)
+        else:
+            assert isinstance(found[1], Failure) and "asked to continue ' '" in found[1].detail
 
 
 def test_whole_numbers_are_told_from_digits_by_counting_a_prompts_tokens(load: Callable[..., kind.HttpChat]) -> None:
