@@ -37,7 +37,9 @@ class MllmScoreParams(ChatParams):
 
     aspects: tuple[Aspect, ...] = Field(ASPECTS, description="aspects that are scored, a column each; those left out are null", min_length=1)
     expectation: bool = Field(
-        False, description="score = mean of the numbers 0 to 100 weighted by their probabilities as first token, finer than the one number answered"
+        False,
+        description="score = mean of the numbers 0 to 100 weighted by their probabilities as beginning of the answer, finer than the one number answered; "
+        "models that split numbers into digits (Qwen's, Llama's) are asked again for what follows the likely digits",
     )
     guided: bool = Field(False, description="let the engine answer with a number from 0 to 100 only")
     max_tokens: int = Field(4, description="tokens of an answer; the number must stand before the first line break", ge=1)
@@ -74,6 +76,10 @@ class MllmScore(ChatStage):
     @property
     def prompts_used(self) -> list[Prompt]:
         return [load_prompt(f"score_{aspect}", f"stages.{self.instance}") for aspect in self.params.aspects]
+
+    def compute_facts(self) -> Any:
+        """Means from before the numbers were followed by all their tokens are made anew (from the cached answers, where these were right)."""
+        return [*super().compute_facts(), *(["numbers by their tokens"] if self.params.expectation else [])]
 
     def sampling(self, row: Row, ctx: Context) -> Sampling:
         choices = tuple(map(str, range(101))) if self.params.guided else ()
@@ -128,6 +134,7 @@ def parse_score(text: str) -> int | None:
 
 
 def expectation(numbers: Mapping[int, float] | None) -> float | None:
-    """Mean of the numbers by their probabilities, rounded to 0.01; None where none has any."""
+    """Mean of the numbers by their probabilities, rounded to 0.01; None where none has any. At most half a point from that over all of an answer's
+    possible numbers (`LEFT_OUT` of `stages/models/numbers.py`); exact where every number is one token of an engine at hand."""
     total = sum((numbers or {}).values())
     return round(sum(number * share for number, share in (numbers or {}).items()) / total, 2) if total > 0 else None

@@ -5,6 +5,9 @@ tells states of the server's model apart), max_pixels (448 * 448), key_env (envi
 (requests in flight, 16), requests_per_minute (none), retries (5: of 429, 5xx and broken connections, with growing pauses or as Retry-After says),
 timeout_s (300, of one request). The key is read from the environment of the process that asks; it stands in no record and no log.
 
+Where `expectation` of mllm_score needs numbers that the server's tokenizer splits into digits, the server must continue an answer that is begun
+(`continue_final_message`, as vLLM's do); one that does not stops the run with a message (`stages/models/http_numbers.py`).
+
 A server that cannot be reached, or refuses the key, stops the run; what it says of one request is that row's failure.
 """
 
@@ -15,17 +18,18 @@ import base64
 import hashlib
 import io
 import json
-import math
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Fatal, RecipeError
 from schemas.outcome import Failure, FailureCode, cap_detail
 from stages.models.event_loop import LoopThread
-from stages.models.protocols import NUMBERS, ChatAnswer, ChatRequest, yes_share
+from stages.models.http_numbers import MOST_LOGPROBS, Failed, ServerNumbers, first_tokens
+from stages.models.protocols import ChatAnswer, ChatRequest, yes_share
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys
 
 if TYPE_CHECKING:
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 MACHINE_KEYS = frozenset({"url", "key_env", "concurrency", "requests_per_minute", "retries", "timeout_s"})
 SHARED = True
 USES_GPU = False
-MOST_LOGPROBS = 20  # as many first tokens does OpenAI's interface tell of
 MOST_PAUSE_S = 60.0
 _KEYS = frozenset({"revision", *MACHINE_KEYS})
 
@@ -87,6 +90,7 @@ class HttpChat:
         self._loop = LoopThread("pairmill-http")
         self._session: aiohttp.ClientSession | None = None
         self._slots: asyncio.Semaphore | None = None
+        self._numbers = ServerNumbers(str(spec["name"]), self._exchange)
 
     def describe(self) -> dict[str, Any]:
         name = str(self.spec["name"])
@@ -103,13 +107,26 @@ class HttpChat:
 
     async def _answer(self, request: ChatRequest) -> ChatAnswer | Failure:
         body = self._body(request)
+        found = await self._exchange(body)
+        answer = found if isinstance(found, Failure) else self._read(found, request)
+        if isinstance(answer, Failure) or isinstance(found, Failure) or answer.finish_reason == "refused" or not request.sampling.numbers:
+            return answer
+        try:
+            numbers, calls, prompt_tokens = await self._numbers.read(body, found)
+        except Failed as failed:
+            return failed.failure
+        return replace(answer, numbers=numbers, n_tokens=answer.n_tokens + calls, prompt_tokens=answer.prompt_tokens + prompt_tokens)
+
+    async def _exchange(self, body: dict[str, Any]) -> dict[str, Any] | Failure:
+        """Send a request, again where that may help. Its answer, which has a text."""
+        data = json.dumps(body).encode()
         if self._slots is None:
             self._slots = asyncio.Semaphore(concurrency(self.spec))
         async with self._slots:
             for attempt in range(self.retries + 1):
                 await self._turn()
                 try:
-                    return self._read(await self._post(body), request)
+                    return _checked(await self._post(data))
                 except _Refused as refused:
                     return Failure(FailureCode.MODEL_ERROR, str(refused))
                 except _Again as again:
@@ -127,7 +144,7 @@ class HttpChat:
         self._next_at = max(now, self._next_at + self._gap_s)
         await asyncio.sleep(self._next_at - now)
 
-    def _body(self, request: ChatRequest) -> bytes:
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
         if request.image is not None:
             content.append({"type": "image_url", "image_url": {"url": "data:image/png;base64," + _png(request.image)}})
@@ -145,7 +162,7 @@ class HttpChat:
             body |= {"logprobs": True, "top_logprobs": MOST_LOGPROBS}
         if sampling.choices:
             body["structured_outputs"] = {"choice": list(sampling.choices)}
-        return json.dumps(body).encode()
+        return body
 
     async def _post(self, body: bytes) -> dict[str, Any]:
         import aiohttp
@@ -188,20 +205,24 @@ class HttpChat:
             raise _Again(Failure(code, told), _seconds(retry_after))
         raise _Refused(told)
 
-    def _read(self, found: dict[str, Any], request: ChatRequest) -> ChatAnswer | Failure:
-        try:
-            choice, usage = found["choices"][0], found.get("usage") or {}
-            message, ended = choice["message"], choice.get("finish_reason")
-            text = message.get("content") or ""
-        except (KeyError, IndexError, TypeError) as error:
-            return Failure(FailureCode.BAD_RESPONSE, cap_detail(f"no answer in {str(found)[:500]}: {type(error).__name__}"))
+    def _read(self, found: dict[str, Any], request: ChatRequest) -> ChatAnswer:
+        choice, usage = found["choices"][0], found.get("usage") or {}
+        message, ended = choice["message"], choice.get("finish_reason")
+        text = message.get("content") or ""
         if message.get("refusal") or ended == "content_filter":
             return ChatAnswer(message.get("refusal") or text, 0, "refused")
-        first = _first_tokens(choice.get("logprobs"))
-        numbers = _numbers(first) if request.sampling.numbers else None
-        yes = yes_share(first) if request.sampling.yes_no else None
+        yes = yes_share(first_tokens(found)) if request.sampling.yes_no else None
         reason = "length" if ended == "length" else "stop"
-        return ChatAnswer(text, int(usage.get("completion_tokens") or 0), reason, int(usage.get("prompt_tokens") or 0), numbers, yes)
+        return ChatAnswer(text, int(usage.get("completion_tokens") or 0), reason, int(usage.get("prompt_tokens") or 0), None, yes)
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any] | Failure:
+    """What a server sent, if it is an answer."""
+    try:
+        found["choices"][0]["message"].get("content")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        return Failure(FailureCode.BAD_RESPONSE, cap_detail(f"no answer in {str(found)[:500]}: {type(error).__name__}"))
+    return found
 
 
 class _Refused(Exception):
@@ -222,22 +243,6 @@ def _seconds(retry_after: str | None) -> float | None:
         return None if retry_after is None else min(MOST_PAUSE_S, max(0.0, float(retry_after)))
     except ValueError:
         return None
-
-
-def _first_tokens(logprobs: dict[str, Any] | None) -> list[tuple[str, float]]:
-    """Text and probability of the likeliest first tokens, as the server tells of them."""
-    content = (logprobs or {}).get("content") or [{}]
-    return [(str(entry["token"]), math.exp(entry["logprob"])) for entry in content[0].get("top_logprobs") or ()]
-
-
-def _numbers(first: list[tuple[str, float]]) -> dict[int, float]:
-    """Probability of each number from 0 to 100 among the first tokens."""
-    found: dict[int, float] = {}
-    for text, chance in first:
-        word = text.strip()
-        if word.isascii() and word.isdigit() and int(word) in NUMBERS:
-            found[int(word)] = found.get(int(word), 0.0) + chance
-    return found
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -20,7 +20,7 @@ NUMBERS = range(101)
 class Sampling:
     """How an answer is drawn. temperature 0 is greedy; seed: of this one request, None where it is greedy.
 
-    numbers: also give the probabilities of the numbers 0 to 100 as first token; yes_no: that of yes against no. choices: the answer must
+    numbers: also give the probabilities of the numbers 0 to 100 as beginning of the answer; yes_no: that of yes against no. choices: the answer must
     be one of these texts. min_tokens: the answer may not end before.
     """
 
@@ -56,7 +56,9 @@ class ChatRequest:
 
     def key(self, model_digest: str) -> bytes:
         """SHA-256 over all that makes the answer: model, engine and version (in `model_digest`), texts, pixels, sampling."""
-        parts = (model_digest, self.system, self.text, self.image_digest.hex(), self.sampling.to_json())
+        parts = [model_digest, self.system, self.text, self.image_digest.hex(), self.sampling.to_json()]
+        if self.sampling.numbers and model_digest.startswith("http-"):
+            parts.append("numbers by their tokens")  # older answers of servers took the first digit for the number; other kinds never did
         digest = hashlib.sha256()
         for part in parts:
             raw = part.encode("utf-8", "surrogatepass")
@@ -73,7 +75,8 @@ class ChatRequest:
 class ChatAnswer:
     """Text of an answer; how many tokens it has, how many the prompt had (0: unknown), and how it ended.
 
-    numbers: probability of each number from 0 to 100 that could be the first token (those the engine tells of); None where not asked.
+    numbers: probability of each number from 0 to 100 with which the answer could begin (those the engine tells of, see `stages/models/numbers.py`); None
+    where not asked. The tokens of further requests that numbers of several tokens take are in n_tokens and prompt_tokens.
     yes: probability that the first token is yes, of those that are yes or no; None where not asked, or where the engine tells of neither.
     """
 

@@ -90,7 +90,7 @@ def yes_no_ids(tokenizer: Any) -> dict[int, str]:
 
 def number_ids(tokenizer: Any) -> dict[int, int]:
     """Token id -> number from 0 to 100, with or without a space before it; empty where one of them is several tokens, for then the
-    probability of a first token says nothing of the number (Qwen's tokenizers, for example, split numbers into digits)."""
+    probability of a first token says nothing of the number (Qwen's tokenizers, for example, split numbers into digits; see `number_tree`)."""
     found: dict[int, int] = {}
     for number in range(101):
         for text in (str(number), f" {number}"):

@@ -8,19 +8,22 @@ device (auto, cpu, cuda), batch_size (16), threads (on CPU: 1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Fatal
 from schemas.outcome import Failure, FailureCode
+from stages.models.numbers import Walk, number_tree
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
-from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_ids
+from stages.models.rendering import Renderer, RenderError, yes_no_ids
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
 if TYPE_CHECKING:
     import torch
 
 MACHINE_KEYS = frozenset({"batch_size"})
+_TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")  # what a token is, in the inputs of some models; 0 is text
 _KEYS = frozenset({"revision", "dtype", "max_model_len", "device", "batch_size", "threads"})
 
 
@@ -64,7 +67,7 @@ class TransformersChat:
             raise Fatal(f"models: transformers could not load {weights}: {error}") from error
         self.renderer = Renderer(self.processor)
         self.tokenizer = self.renderer.tokenizer
-        self._number_ids = number_ids(self.tokenizer)
+        self._numbers_tree = number_tree(self.tokenizer)
         self._yes_no_ids = yes_no_ids(self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
@@ -105,16 +108,10 @@ class TransformersChat:
             return [answer for at in range(len(requests)) for answer in self._isolated(requests[at : at + 1], prompts[at : at + 1])]
 
     def _generate(self, requests: list[ChatRequest], prompts: list[str]) -> list[ChatAnswer | Failure]:
-        import torch
-        from PIL import Image
-
         from stages.models.drawing import Allowed, Draw
 
         sampling = requests[0].sampling
-        images = None
-        if requests[0].image is not None:  # not as arrays: of a very narrow one the processors guess wrong which side the colours are
-            images = [[Image.fromarray(request.image)] for request in requests if request.image is not None]
-        inputs = self.processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt").to(self.model.device)
+        inputs = self._inputs(requests, prompts)
         lengths = inputs["attention_mask"].sum(1).tolist()
         longest = max(lengths)
         if longest + sampling.max_tokens > self.max_model_len:
@@ -124,44 +121,98 @@ class TransformersChat:
             processors.append(Allowed(self.tokenizer, sampling.choices, inputs["input_ids"].shape[1]))
         if sampling.temperature > 0:
             processors.append(Draw(sampling.temperature, sampling.top_p, [request.sampling.seed or 0 for request in requests]))
+        told = any(request.sampling.numbers or request.sampling.yes_no for request in requests)
+        made = self._run(inputs, told, max_new_tokens=sampling.max_tokens, min_new_tokens=sampling.min_tokens or None, logits_processor=processors)
+        new = made.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        first = made.logits[0] if made.logits else None
+        numbers = self._numbers(requests, prompts, lengths, first)
+        return [
+            self._answer(ids, request.sampling, length, first[at] if first is not None else None, numbers[at])
+            for at, (ids, length, request) in enumerate(zip(new, lengths, requests, strict=True))
+        ]
+
+    def _inputs(self, requests: list[ChatRequest], prompts: list[str]) -> Any:
+        """The model's inputs, padded on the left."""
+        from PIL import Image
+
+        images = None
+        if requests[0].image is not None:  # not as arrays: of a very narrow one the processors guess wrong which side the colours are
+            images = [[Image.fromarray(request.image)] for request in requests if request.image is not None]
+        return self.processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt").to(self.model.device)
+
+    def _run(self, inputs: Any, logits: bool, **options: Any) -> Any:
+        import torch
+
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
-                made = self.model.generate(
-                    **inputs, max_new_tokens=sampling.max_tokens, min_new_tokens=sampling.min_tokens or None, do_sample=False,
-                    logits_processor=processors, return_dict_in_generate=True,
-                    output_logits=any(request.sampling.numbers or request.sampling.yes_no for request in requests), temperature=None, top_p=None, top_k=None,
-                )  # fmt: skip
+                return self.model.generate(
+                    **inputs, **options, do_sample=False, return_dict_in_generate=True, output_logits=logits, temperature=None, top_p=None, top_k=None
+                )
         finally:
             torch.set_num_threads(threads)
-        new = made.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        first = made.logits[0] if made.logits else None
-        return [
-            self._answer(ids, request.sampling, length, first[at] if first is not None else None)
-            for at, (ids, length, request) in enumerate(zip(new, lengths, requests, strict=True))
-        ]
 
-    def _answer(self, ids: list[int], sampling: Sampling, prompt_tokens: int, logits: torch.Tensor | None) -> ChatAnswer:
+    def _numbers(self, requests: list[ChatRequest], prompts: list[str], lengths: list[int], first: torch.Tensor | None) -> list[_Numbers | None]:
+        """The numbers' probabilities of those requests that ask for them. Numbers of several tokens: the batch again with digits behind the prompts."""
+        asking = [at for at, request in enumerate(requests) if request.sampling.numbers]
+        if asking and not self._numbers_tree.tokens_after(()):
+            raise Fatal("models: the tokenizer cannot tell the numbers 0 to 100 apart; switch `expectation` off")
+        found = {at: _Numbers(Walk(self._numbers_tree)) for at in asking}
+        for at in asking:
+            assert first is not None
+            found[at].walk.put((), self._chances(first[at], ()))
+        while due := [(at, path) for at in asking for path in found[at].walk.due()]:
+            for length in sorted({len(path) for _, path in due}):  # a batch has paths of one length
+                group = [(at, path) for at, path in due if len(path) == length]
+                for batch in (group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)):
+                    after = self._after([(requests[at], prompts[at], path) for at, path in batch])
+                    for (at, path), logits in zip(batch, after, strict=True):
+                        found[at].walk.put(path, self._chances(logits, path))
+                        found[at].n_tokens += 1
+                        found[at].prompt_tokens += lengths[at] + length
+        return [found.get(at) for at in range(len(requests))]
+
+    def _after(self, asked: list[tuple[ChatRequest, str, tuple[int, ...]]]) -> torch.Tensor:
+        """Logits [N, vocabulary] after each prompt and the tokens behind it."""
+        import torch
+
+        inputs = self._inputs([request for request, _, _ in asked], [prompt for _, prompt, _ in asked])
+        behind = torch.tensor([path for _, _, path in asked], device=self.model.device)
+        shape = inputs["input_ids"].shape
+        if shape[1] + behind.shape[1] + 1 > self.max_model_len:
+            raise ValueError(f"prompt of {shape[1]} tokens and the {behind.shape[1] + 1} of a number are more than max_model_len {self.max_model_len}")
+        fillings = {"input_ids": behind, "attention_mask": torch.ones_like(behind), **dict.fromkeys(_TOKEN_KINDS, torch.zeros_like(behind))}
+        for name in fillings.keys() & inputs.keys():
+            inputs[name] = torch.cat([inputs[name], fillings[name].to(inputs[name].dtype)], 1)
+        return self._run(inputs, True, max_new_tokens=1).logits[0]
+
+    def _chances(self, logits: torch.Tensor, path: tuple[int, ...]) -> list[tuple[int, float]]:
+        """Probabilities of the tokens that a number may go on with."""
+        probabilities = logits.float().softmax(-1)
+        return [(token, float(probabilities[token])) for token in self._numbers_tree.tokens_after(path)]
+
+    def _answer(self, ids: list[int], sampling: Sampling, prompt_tokens: int, logits: torch.Tensor | None, numbers: _Numbers | None) -> ChatAnswer:
         ends = self.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         stop = next((at for at, token in enumerate(ids) if token in ends), None)
         kept = ids if stop is None else ids[:stop]
-        numbers = self._probabilities(logits) if logits is not None and sampling.numbers else None
         yes = self._yes(logits) if logits is not None and sampling.yes_no else None
         text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return ChatAnswer(text, len(kept) + (stop is not None), "length" if stop is None else "stop", prompt_tokens, numbers, yes)
+        n_tokens, found = len(kept) + (stop is not None), None
+        if numbers is not None:
+            n_tokens, prompt_tokens, found = n_tokens + numbers.n_tokens, prompt_tokens + numbers.prompt_tokens, numbers.walk.found
+        return ChatAnswer(text, n_tokens, "length" if stop is None else "stop", prompt_tokens, found, yes)
 
     def _yes(self, logits: torch.Tensor) -> float | None:
         chances = logits.float().softmax(-1)
         return yes_share((word, float(chances[token])) for token, word in self._yes_no_ids.items())
 
-    def _probabilities(self, logits: torch.Tensor) -> dict[int, float]:
-        """Probability of each number as first token; a number with and one without a space before it count together."""
-        if not self._number_ids:
-            raise Fatal("models: the tokenizer splits numbers into several tokens, so they have no probability as one; switch `expectation` off")
-        probabilities = logits.float().softmax(-1)
-        found: dict[int, float] = {}
-        for token, number in self._number_ids.items():
-            found[number] = found.get(number, 0.0) + float(probabilities[token])
-        return found
+
+@dataclass
+class _Numbers:
+    """One request's walk, and the tokens that it cost beyond the answer."""
+
+    walk: Walk
+    n_tokens: int = 0
+    prompt_tokens: int = 0

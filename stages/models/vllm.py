@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -27,8 +28,9 @@ from typing import Any
 from pipeline.errors import EngineDied, Fatal, RecipeError, is_fatal
 from schemas.outcome import Failure, FailureCode
 from stages.models.event_loop import LoopThread
+from stages.models.numbers import Walk, number_tree
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
-from stages.models.rendering import Renderer, RenderError, number_ids, yes_no_ids
+from stages.models.rendering import Renderer, RenderError, yes_no_ids
 from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
@@ -37,6 +39,8 @@ MACHINE_KEYS = frozenset({*ENGINE_KEYS, "concurrency", "kv_cache_gb", "processor
 CPU_BLOCK = 32  # the smallest that vLLM's CPU kernels take
 PIXELS_PER_TOKEN = 28 * 28  # of a Qwen2-VL
 MOST_ENCODER_CACHE = 65_536  # image tokens: 470 MB of a model that is 3,584 wide, in bfloat16
+DEFAULT_LOGPROBS = 20  # vLLM's own cap on told tokens, raised where numbers need more
+MOST_TOKEN_IDS = 128  # vLLM tells the probabilities of so many named tokens at a time (its MAX_LOGPROB_TOKEN_IDS)
 ENGINE_END_S = 5.0  # what an idle engine gets to end by itself
 SHARED = True
 _KEYS = frozenset({"revision", "dtype", "max_model_len", *MACHINE_KEYS})
@@ -89,12 +93,12 @@ class VllmChat:
         self.starts = 0
         self.prompt_tokens = 0  # of all requests answered, and how many of them the engine had in its prefix cache
         self.cached_tokens = 0
-        self._numbers = itertools.count()
+        self._names = itertools.count()
         self._loop = LoopThread("pairmill-vllm")
         self._starting: asyncio.Lock | None = None
         self._engine: Any = None
         self._renderer = self._load_renderer()
-        self._number_ids, self._yes_no_ids = number_ids(self._renderer.tokenizer), yes_no_ids(self._renderer.tokenizer)
+        self._numbers_tree, self._yes_no_ids = number_tree(self._renderer.tokenizer), yes_no_ids(self._renderer.tokenizer)
         self._loop.submit(self._running()).result()
 
     def describe(self) -> dict[str, Any]:
@@ -148,7 +152,7 @@ class VllmChat:
             config = AsyncEngineArgs(
                 model=self.weights, revision=self.spec.get("revision"), dtype=self.dtype, max_model_len=int(self.spec.get("max_model_len", 4096)),
                 limit_mm_per_prompt={"image": 1, "video": 0}, mm_processor_cache_gb=float(self.spec.get("processor_cache_gb", 1)),
-                max_logprobs=len(self._number_ids) + len(self._yes_no_ids) or 1, disable_log_stats=True, **options,
+                max_logprobs=max(DEFAULT_LOGPROBS, self._numbers_tree.most_tokens + len(self._yes_no_ids)), disable_log_stats=True, **options,
             ).create_engine_config()  # fmt: skip
             scheduler = config.scheduler_config
             scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, encoder_cache_tokens(self.spec))
@@ -169,10 +173,8 @@ class VllmChat:
             from PIL import Image
 
             prompt |= {"multi_modal_data": {"image": Image.fromarray(request.image)}, "multi_modal_uuids": {"image": [request.image_digest.hex()]}}
-        engine = await self._running()
         try:
-            async for output in engine.generate(prompt, self._sampling(request.sampling), f"pairmill-{next(self._numbers)}"):
-                last = output
+            return await self._ask(prompt, request.sampling)
         except EngineDeadError as error:
             raise EngineDied(f"vLLM's engine process ended: {error}") from error
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
@@ -180,46 +182,77 @@ class VllmChat:
             if is_fatal(cause):
                 raise Fatal(f"models: {self.weights}: {type(cause).__name__}: {cause}") from error
             return Failure(FailureCode.MODEL_ERROR, f"{type(cause).__name__}: {cause}")
-        made = last.outputs[0]
+
+    async def _ask(self, prompt: dict[str, Any], sampling: Sampling) -> ChatAnswer:
+        """One request, and those for numbers of several tokens; their tokens count with the answer's."""
+        tokens = self._tokens_told(sampling)
+        output = await self._generate(prompt, self._sampling(sampling, tokens))
+        made, told = output.outputs[0], _first_chances(output)
+        asked, n_tokens = len(output.prompt_token_ids), len(made.token_ids)
+        numbers = None
+        if sampling.numbers:
+            numbers, calls, more = await self._numbers(prompt, {token: told[token] for token in tokens if token in told})
+            asked, n_tokens = asked + more, n_tokens + calls
+        yes = yes_share((self._yes_no_ids[token], told[token]) for token in tokens if token in told) if sampling.yes_no and not sampling.numbers else None
+        return ChatAnswer(made.text, n_tokens, "length" if made.finish_reason == "length" else "stop", asked, numbers, yes)
+
+    async def _generate(self, prompt: dict[str, Any], sampling: Any) -> Any:
+        engine = await self._running()
+        async for output in engine.generate(prompt, sampling, f"pairmill-{next(self._names)}"):
+            last = output
         self.prompt_tokens += len(last.prompt_token_ids)
         self.cached_tokens += last.num_cached_tokens or 0
-        reason = "length" if made.finish_reason == "length" else "stop"
-        numbers = self._probabilities(made.logprobs) if request.sampling.numbers else None
-        yes = self._yes(made.logprobs) if request.sampling.yes_no else None
-        return ChatAnswer(made.text, len(made.token_ids), reason, len(last.prompt_token_ids), numbers, yes)
+        return last
 
-    def _sampling(self, wanted: Sampling) -> Any:
+    def _tokens_told(self, wanted: Sampling) -> list[int]:
+        """Tokens whose probabilities as first token come with the answer. None of numbers that are asked for apart: of a guided answer vLLM tells the
+        probabilities among the tokens that its grammar lets through, which are not those that lead to the digits behind."""
+        if not wanted.numbers:
+            return sorted(self._yes_no_ids) if wanted.yes_no else []
+        first = self._numbers_tree.tokens_after(())
+        if not first:
+            raise Fatal(f"models: {self.weights}: its tokenizer cannot tell the numbers 0 to 100 apart; switch `expectation` off")
+        return [] if len(first) > MOST_TOKEN_IDS or (wanted.choices and not self._numbers_tree.whole) else first
+
+    def _sampling(self, wanted: Sampling, tokens: list[int]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         options: dict[str, Any] = {"max_tokens": wanted.max_tokens, "temperature": wanted.temperature, "top_p": wanted.top_p, "seed": wanted.seed}
         options["min_tokens"] = wanted.min_tokens
-        if wanted.numbers:
-            if not self._number_ids:
-                raise Fatal(f"models: {self.weights} splits numbers into several tokens, which have no probability as one; switch `expectation` off")
-            options |= {"logprobs": len(self._number_ids), "logprob_token_ids": sorted(self._number_ids)}
-        elif wanted.yes_no and self._yes_no_ids:
-            options |= {"logprobs": len(self._yes_no_ids), "logprob_token_ids": sorted(self._yes_no_ids)}
+        if tokens:
+            options |= {"logprobs": len(tokens), "logprob_token_ids": tokens}
         if wanted.choices:
             options["structured_outputs"] = StructuredOutputsParams(choice=list(wanted.choices))
         return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **options)
 
-    def _yes(self, logprobs: Any) -> float | None:
-        import math
+    async def _numbers(self, prompt: dict[str, Any], first: dict[int, float]) -> tuple[dict[int, float], int, int]:
+        """Probability of each number as beginning of the answer; requests that this took, and the tokens of their prompts.
 
-        first = (logprobs[0] if logprobs else {}).items()
-        return yes_share((self._yes_no_ids[token], math.exp(found.logprob)) for token, found in first if token in self._yes_no_ids)
+        The prompt of such a request is the same with digits behind it, and its answer one token: all but the digits is in the prefix cache."""
+        walk, calls, prompt_tokens = Walk(self._numbers_tree), 0, 0
+        if first:
+            walk.put((), first.items())
+        while due := walk.due():
+            for path, (chances, outputs) in zip(due, await asyncio.gather(*(self._after(prompt, path) for path in due)), strict=True):
+                walk.put(path, chances.items())
+                calls, prompt_tokens = calls + len(outputs), prompt_tokens + sum(len(output.prompt_token_ids) for output in outputs)
+        return walk.found, calls, prompt_tokens
 
-    def _probabilities(self, logprobs: Any) -> dict[int, float]:
-        """Probability of each number as first token; a number with and one without a space before it count together."""
-        import math
+    async def _after(self, prompt: dict[str, Any], path: tuple[int, ...]) -> tuple[dict[int, float], list[Any]]:
+        """Probabilities of the tokens that a number may go on with, and the outputs that told them."""
+        tokens = self._numbers_tree.tokens_after(path)
+        longer = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *path]}
+        parts = [tokens[at : at + MOST_TOKEN_IDS] for at in range(0, len(tokens), MOST_TOKEN_IDS)]
+        outputs = await asyncio.gather(*(self._generate(longer, self._sampling(Sampling(1), part)) for part in parts))
+        told = {token: chance for output in outputs for token, chance in _first_chances(output).items()}
+        return {token: told[token] for token in tokens}, outputs
 
-        found: dict[int, float] = {}
-        for token, logprob in (logprobs[0] if logprobs else {}).items():
-            if token in self._number_ids:
-                number = self._number_ids[token]
-                found[number] = found.get(number, 0.0) + math.exp(logprob.logprob)
-        return found
+
+def _first_chances(output: Any) -> dict[int, float]:
+    """Token -> probability as first token, of the tokens that were asked for."""
+    logprobs = output.outputs[0].logprobs
+    return {token: math.exp(found.logprob) for token, found in (logprobs[0] if logprobs else {}).items()}
 
 
 async def _end(engine: Any) -> None:

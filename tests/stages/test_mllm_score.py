@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 from pipeline.errors import RecipeError
 from schemas.outcome import Drop, Failure
 from stages.mllm_score import ASPECTS, MllmScore, expectation, parse_score
-from stages.models.protocols import ChatAnswer
+from stages.models.protocols import ChatAnswer, ChatRequest, Sampling
 from tests.stages.asked_rows import Scripted, ask, row
 
 
@@ -62,6 +64,20 @@ def test_expectation_weighs_numbers_by_their_probability() -> None:
     model = Scripted(answer)
     ask(stage, model, [row("x")])
     assert model.asked[0].sampling.numbers
+
+
+def test_only_answers_that_may_be_wrong_are_asked_again() -> None:
+    """An http server's first digit was once taken for the number; other engines gave no such answer."""
+    sampling = Sampling(4, numbers=True)
+    asked = [ChatRequest("system", "text", None, b"", one) for one in (sampling, replace(sampling, numbers=False))]
+
+    def old_key(request: ChatRequest, digest: str) -> bytes:
+        parts = (digest, request.system, request.text, request.image_digest.hex(), request.sampling.to_json())
+        return hashlib.sha256(b"".join(len(part.encode()).to_bytes(8, "little") + part.encode() for part in parts)).digest()
+
+    same = {(one.sampling.numbers, digest): one.key(digest) == old_key(one, digest) for one in asked for digest in ("vllm-1", "transformers-1", "http-1")}
+    assert same == {(numbers, digest): not (numbers and digest == "http-1") for numbers, digest in same}
+    assert make(expectation=True).compute_facts() != make().compute_facts() and len(make().compute_facts()) == len(ASPECTS)
 
 
 def test_rows_without_text_or_image_ask_nothing() -> None:

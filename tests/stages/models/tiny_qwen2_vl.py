@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 TEMPLATE = (
@@ -16,13 +17,14 @@ TEMPLATE = (
 WORDS = "a the red blue green small large dog cat circle square on grass next to in front of image caption text describe score photo system user assistant"
 
 
-def make_tokenizer(words: str = WORDS, size: int = 700) -> object:
-    """A byte-level BPE of at most `size` entries: any text has tokens, 0 to 100 are one token each, Qwen2-VL's special tokens."""
+def make_tokenizer(words: str = WORDS, size: int = 700, digits: bool = False) -> object:
+    """A byte-level BPE of at most `size` entries: any text has tokens, 0 to 100 are one token each (with `digits` a token per digit, as Qwen's own
+    tokenizers have it), Qwen2-VL's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=digits), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=sorted(alphabet), special_tokens=SPECIALS, show_progress=False)
@@ -33,14 +35,16 @@ def make_tokenizer(words: str = WORDS, size: int = 700) -> object:
 
 
 def save_tiny_qwen2_vl(
-    folder: Path, seed: int = 0, text: Mapping[str, int] | None = None, vision: Mapping[str, int] | None = None, words: str = WORDS, longest: int = 96
-) -> Path:
+    folder: Path, seed: int = 0, text: Mapping[str, int] | None = None, vision: Mapping[str, int] | None = None, words: str = WORDS, longest: int = 96,
+    digits: bool = False,
+) -> Path:  # fmt: skip
     """Write model, tokenizer and processor into `folder`. Hidden 64, 2 heads, 2 layers unless `text` and `vision` say otherwise; heads of 32 or 64;
-    patch 8 merged 2 x 2; words: those that the tokenizer is made on; longest: side of the largest square that is not scaled down."""
+    patch 8 merged 2 x 2; words: those that the tokenizer is made on; longest: side of the largest square that is not scaled down;
+    digits: with a tokenizer that splits numbers, and answers that consist of digits for the most part."""
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-    tokenizer = make_tokenizer(words, 700 if words == WORDS else 1500)
+    tokenizer = make_tokenizer(words, 700 if words == WORDS else 1500, digits)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, **(text or {})}
     shape["num_key_value_heads"] = shape["num_attention_heads"]
     rotary = {32: [4, 6, 6], 64: [8, 12, 12]}[shape["hidden_size"] // shape["num_attention_heads"]]
@@ -56,13 +60,15 @@ def save_tiny_qwen2_vl(
             "spatial_merge_size": 2, "temporal_patch_size": 1,
         },
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
+        vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=not digits,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config).eval()
     for parameter in model.parameters():  # wider than usual: logits of an untrained model lie so near that rounding would choose
         if parameter.dim() > 1:
             parameter.data.mul_(4.0)
+    if digits:
+        _favour_digits(model, [tokenizer.convert_tokens_to_ids(digit) for digit in "0123456789"], ids["<|im_end|>"])
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.save_pretrained(folder)
@@ -72,6 +78,18 @@ def save_tiny_qwen2_vl(
     Qwen2VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _favour_digits(model: Any, digits: list[int], end: int) -> None:
+    """One direction of the hidden states is the same for all tokens, and raises the logits of the digits, and of the end among them."""
+    import torch
+
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight[:, 0] = 3.0
+        model.model.visual.merger.mlp[2].bias[0] += 3.0
+        model.lm_head.weight.mul_(3.0)
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[[*digits, end], 0] = 3.0
 
 
 if __name__ == "__main__":
