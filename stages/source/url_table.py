@@ -132,6 +132,11 @@ class UrlTable(Source):
         return list(dict.fromkeys([*(name for _, name in required), *rest]))
 
     @cached_property
+    def _no_url(self) -> str:
+        images = image_columns(self.files[0].schema())
+        return f"the row has no URL; if column {images[0]!r} holds the images, read them with input.kind=image_table" if images else "the row has no URL"
+
+    @cached_property
     def _carried(self) -> dict[str, str]:
         """Column of the input -> its name in the run."""
         return carried_names(name for name in self._types if name not in (self.params.url, self.params.text))
@@ -143,7 +148,7 @@ class UrlTable(Source):
             if self.params.text
             else [""] * len(urls)
         )
-        details = [None if url.strip() else "the row has no URL" for url in urls]
+        details = [None if url.strip() else self._no_url for url in urls]
         extra = [read.column(name) for name in self._carried]
         return self._assemble(urls, texts, details, extra)
 

@@ -221,6 +221,9 @@ def test_url_table_tells_of_image_table_where_there_are_bytes_and_no_url(tmp_pat
     path = write(tmp_path / "t.parquet", table_of(3))
     with pytest.raises(RecipeError, match=r"no column 'url', and its column 'image' holds bytes.*input.kind=image_table"):
         UrlTable(UrlTable.Params(table=str(path))).extra_columns()
+    nulls = write(tmp_path / "nulls.parquet", table_of(3).append_column("url", pa.nulls(3, pa.string())))
+    (row, *_) = [row for batch in UrlTable(UrlTable.Params(table=str(nulls), text=None)).batches() for row in batch.to_pylist()]
+    assert row["failure"] == "bad_row" and "input.kind=image_table" in row["failure_detail"]
     with pytest.raises(RecipeError, match="input.kind=image_table"):
         UrlTable(UrlTable.Params(table=str(write(tmp_path / "t.arrow", table_of(1))))).extra_columns()
 
