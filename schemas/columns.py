@@ -25,9 +25,9 @@ LOCATION_COLUMNS = frozenset({"tar", "offset", "size", "source_file", "source_of
 CORE: tuple[Column, ...] = (
     Column("sample_id", SAMPLE_ID, "source", "128 bits of SHA-256 over source name, URL or path, and text; shown as hex"),
     Column("url", pa.string(), "source", "URL of the image as the input has it; null where it names none"),
-    Column("path", pa.string(), "source", "path of the image relative to the input's folder; of a member of a tar: <tar>/<member>"),
-    Column("source_file", pa.string(), "source", "file of the input that holds the image: absolute path or URL"),
-    Column("source_offset", pa.int64(), "source", "first byte of the image in that file; null where it is the whole file"),
+    Column("path", pa.string(), "source", "path of the image relative to the input's folder; of a member of a tar: <tar>/<member>, of a cell: <file>/<row>"),
+    Column("source_file", pa.string(), "source", "file of the input that holds the image: absolute path or URL; of a cell of a table <file>#<column>"),
+    Column("source_offset", pa.int64(), "source", "first byte of the image in that file, of a cell its row; null where it is the whole file"),
     Column("source_size", pa.int64(), "source", "bytes of the image in that file"),
     Column("alt_text", pa.string(), "source", "text of the row as read, at most 64 KB"),
     Column("alt_text_cut", pa.bool_(), "source", "the text was longer than 64 KB and was cut"),

@@ -15,6 +15,7 @@ from stages.images import event_loop
 from stages.images.collect import STORED_COLUMNS, Collector
 from stages.images.fetch import Fetched
 from stages.images.local import Found, Place, is_local, plan_reads, read_places
+from stages.images.table_cells import is_table, split_cell
 from stages.storing import StoringParams, StoringStage
 
 
@@ -25,9 +26,9 @@ class ReadImagesParams(StoringParams):
 
 
 class ReadImages(StoringStage):
-    """Read, check and store the images of image_folder, webdataset_tars or img2dataset_output; fails rows with the reason.
+    """Read, check and store the images of image_folder, image_table, webdataset_tars or img2dataset_output; fails rows with the reason.
 
-    Files and members of tars are read by their place, as bytes; near ranges of a tar are read at once. A file that is gone is
+    Files and members of tars are read by their place, as bytes; near ranges of a tar are read at once, and tables some rows at a time. A file that is gone is
     missing_image, one that cannot be read unreadable. All later stages see the same columns as after `download`, but those of HTTP.
     """
 
@@ -62,13 +63,23 @@ class ReadImages(StoringStage):
         nothing: Found = []
         for task in tasks:
             pieces = read_places(task, self.params.max_bytes)
-            while found := await loop.run_in_executor(pool, next, pieces, nothing):
-                for at, data in found:
-                    if isinstance(data, Failure):
-                        self._check_input(data, collector.rows[at])
-                        await collector.handle(Fetched(at, failure=data))
-                    else:
-                        await collector.handle(Fetched(at, body=data))
+            if not is_table(task[0].file):
+                while found := await loop.run_in_executor(pool, next, pieces, nothing):
+                    await self._store(found, collector)
+                continue
+            # all of a table is one task: its images are stored side by side, while the next ones are read
+            reading = loop.run_in_executor(pool, next, pieces, nothing)
+            while found := await reading:
+                reading = loop.run_in_executor(pool, next, pieces, nothing)
+                await asyncio.gather(*(self._store(found[lane :: self.params.concurrency], collector) for lane in range(self.params.concurrency)))
+
+    async def _store(self, found: Found, collector: Collector) -> None:
+        for at, data in found:
+            if isinstance(data, Failure):
+                self._check_input(data, collector.rows[at])
+                await collector.handle(Fetched(at, failure=data))
+            else:
+                await collector.handle(Fetched(at, body=data))
 
     def _check_input(self, failure: Failure, row: Row) -> None:
         """Raises Fatal where not the file alone is gone but the whole input: no row is to blame for a disk that is not mounted."""
@@ -86,6 +97,6 @@ class ReadImages(StoringStage):
 
 def input_root(path: str, file: str) -> str:
     """The local folder that a row's path is relative to; '' where the input is remote. In a tar only the first words of the path are its file."""
-    words = path.split("/")
+    words, file = path.split("/"), split_cell(file)[0]
     ends = ("/" + "/".join(words[:count]) for count in range(len(words), 0, -1))
     return next((file.removesuffix(end) or "/" for end in ends if file.endswith(end)), "") if is_local(file) else ""

@@ -49,6 +49,9 @@ class WriteShardsParams(AboutParams):
     splits: dict[str, float] = Field(
         {"train": 1.0}, description="share of each split; rows of one duplicate component, and rows with one image, stay together"
     )
+    split_column: str | None = Field(
+        None, description="column that names each row's split, in place of shares; rows that must stay together go where the first of them goes"
+    )
     caption: str = Field("text|alt_text", description="column that becomes the caption; of several (a|b) the first that is not null in the row")
     complement: str | None = Field(None, description="column joined to the caption after '; ', such as caption_short.text: both stand apart in `texts`")
     embeddings: bool = Field(True, description="also publish the stages' embeddings, in files of their own")
@@ -58,8 +61,10 @@ class WriteShardsParams(AboutParams):
     def _check_splits(self) -> Self:
         if not self.splits or abs(sum(self.splits.values()) - 1) > 1e-6 or min(self.splits.values()) <= 0:
             raise ValueError(f"splits: shares must be above 0 and add up to 1, found {self.splits}")
+        if self.split_column is not None and len(self.splits) > 1:
+            raise ValueError("split_column: names the splits, and so do the shares of `splits`; give one of the two")
         for name in self.splits:
-            if not name.replace("_", "").isalnum() or not name.isascii():
+            if not plan.is_split_name(name):
                 raise ValueError(f"splits: {name!r} becomes part of file names; use letters, digits and _")
         return self
 
@@ -118,7 +123,7 @@ class WriteShards(Job):
         layout, made = self._layout(run), self._made(run)
         records = self._records(run, made)
         own = sum((Counter(record.own) for record in records), Counter())
-        splits, units = _number_shards(records, list(self.params.splits))
+        splits, units = _number_shards(records, self._names(records))
         rejected = sorted((entry for record in records for entry in record.rejected), key=lambda entry: entry.part)
         units += [Unit(rejected_path(r.part).removesuffix(INDEX), r.inputs, (INDEX,)) for r in rejected]
         samples = sum(split.samples for split in splits.values())
@@ -150,7 +155,12 @@ class WriteShards(Job):
 
     def _layout(self, run: RunView) -> Layout:
         check_left_out(run.chain, (name for name in self.params.leave_out if name not in _LEFT_OUT))
-        return make_layout(run.chain, self.params.caption, self.params.leave_out, self.params.embeddings, self.params.complement)
+        return make_layout(run.chain, self.params.caption, self.params.leave_out, self.params.embeddings, self.params.complement, self.params.split_column)
+
+    def _names(self, records: list[GroupRecord]) -> list[str]:
+        """The splits in their order; those that a column names by name."""
+        named = sorted({shard.split for record in records for shard in record.shards})
+        return named if self.params.split_column and named else list(self.params.splits)
 
     def _groups(self, run: RunView) -> list[tuple[int, ...]]:
         per_group = self.params.parts_per_group or max(1, round(_ROWS_PER_GROUP / run.chain.recipe.rows_per_part))
@@ -168,7 +178,8 @@ class WriteShards(Job):
     def _exceptions(self, run: RunView, layout: Layout, digests: Digests) -> plan.Exceptions:
         """Found in one pass over the run, and kept with the digest of what they follow from."""
         with_labels = len(self.params.splits) > 1
-        inputs = digest_of("scan", sorted(digests.items()), layout.component, layout.images, with_labels)
+        split = [layout.split] if layout.split else []
+        inputs = digest_of("scan", sorted(digests.items()), layout.component, layout.images, with_labels, *split)
         path = self._made(run) / _SCAN
         try:
             stored = json.loads(path.read_text())

@@ -1,20 +1,20 @@
-"""Reading images that are at hand: whole files, ranges of tars, cells of Parquet files, on disk or through fsspec."""
+"""Reading images that are at hand: whole files, ranges of tars, cells of tables, on disk or through fsspec."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import Fatal
 from schemas.outcome import Failure, FailureCode, cap_detail
+from stages.images.table_cells import image_columns, is_table, opened, split_cell
 
 READ_BYTES = 8 << 20  # ranges of one file that lie near each other are read at once, up to this much
 GAP_BYTES = 128 << 10  # bytes between two ranges that are cheaper read than asked for anew
@@ -27,7 +27,7 @@ Found = list[tuple[int, bytes | Failure]]
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a row's image lies. No offset: it is the whole file. In a compressed file the offset is that of the plain bytes;
-    in a Parquet file it is the number of the row, and the image stands in the one binary column.
+    in a table it is the number of the row, and `file` names the column too (stages/images/table_cells.py).
     """
 
     row: int
@@ -47,11 +47,7 @@ def compression_of(path: str) -> str | None:
 
 def _in_order_only(path: str) -> bool:
     """Files that are read through from their start, so that all places in one are one task."""
-    return compression_of(path) is not None or is_parquet(path)
-
-
-def is_parquet(path: str) -> bool:
-    return path.lower().endswith(".parquet")
+    return compression_of(path) is not None or is_table(path)
 
 
 def plan_reads(places: Sequence[Place]) -> list[list[Place]]:
@@ -75,7 +71,7 @@ def _joins(task: list[Place], place: Place) -> bool:
 
 
 def read_places(task: list[Place], max_bytes: int) -> Iterator[Found]:
-    """Bytes of the places of one task, or why there are none; in one piece unless the file is compressed.
+    """Bytes of the places of one task, or why there are none; in one piece unless the file is compressed or a table.
 
     Raises Fatal where this machine is at fault (open files).
     """
@@ -104,8 +100,8 @@ def _read(path: str, places: list[Place], max_bytes: int) -> Iterator[Found]:
         return
     if places[0].offset is None:
         yield [(places[0].row, _whole_file(path, max_bytes))]
-    elif is_parquet(path):
-        yield from _from_parquet(path, places, max_bytes)
+    elif is_table(path):
+        yield from _from_table(path, places, max_bytes)
     elif compression_of(path):
         yield from _from_stream(path, places)
     else:
@@ -157,24 +153,52 @@ def _from_stream(path: str, places: list[Place]) -> Iterator[Found]:
             yield [(place.row, _cut(data, place, 0))]
 
 
-def _from_parquet(path: str, places: list[Place], max_bytes: int) -> Iterator[Found]:
-    """Cells of the binary column; of a remote file only the row groups that hold some are read."""
-    with fsspec.open(path, "rb") as opened, pq.ParquetFile(opened) as file:
-        column = next((field.name for field in file.schema_arrow if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)), None)
-        if column is None:
-            raise pa.ArrowInvalid("no binary column")
-        waiting, start = deque(places), 0
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            if waiting and (waiting[0].offset or 0) < end:
-                cells = file.read_row_group(group, columns=[column], use_threads=False)[column]
-                while waiting and (waiting[0].offset or 0) < end:
-                    place = waiting.popleft()
-                    data = cells[(place.offset or 0) - start].as_py() or b""
-                    yield [(place.row, _size_failure(len(data), max_bytes) or data)]
-            start = end
-        if waiting:
-            raise pa.ArrowInvalid(f"{start} rows, and row {waiting[0].offset} was wanted")
+def _from_table(place: str, places: list[Place], max_bytes: int) -> Iterator[Found]:
+    """Cells of a table; without a column in the place they stand in the first one that holds images."""
+    path, column = split_cell(place)
+    with opened(path) as table:
+        named = [column] if column else image_columns(table.schema)
+        if not named or named[0] not in table.schema.names:
+            raise pa.ArrowInvalid(f"no column {column!r}" if column else "no binary column")
+        rows = {at: found.row for found in places if (at := found.offset) is not None}
+        left = set(rows)
+        for piece in table.cells(named[0], sorted(rows)):
+            if isinstance(piece, Exception):
+                continue  # a damaged row group: its rows are told below
+            left.difference_update(at for at, _ in piece)
+            yield [(rows[at], _of_cell(path, named[0], at, value, max_bytes)) for at, value in piece]
+        if left:
+            failure = Failure(FailureCode.UNREADABLE, f"{_name(path)}: the row group that holds column {named[0]!r} of this row is damaged")
+            yield [(rows[at], failure) for at in sorted(left)]
+
+
+def _of_cell(path: str, column: str, row: int, value: Any, max_bytes: int) -> bytes | Failure:
+    """Bytes of a cell; of one that has but a path, those of the file beside the table."""
+    data, beside = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if data is None and beside:
+        return _beside(path, beside, max_bytes)
+    if data is None:
+        return Failure(FailureCode.MISSING_IMAGE, cap_detail(f"{_name(path)}: column {column!r} of row {row} is null"))
+    return _size_failure(len(data), max_bytes) or data
+
+
+def _beside(table: str, name: str, max_bytes: int) -> bytes | Failure:
+    """A file that a table names instead of holding its bytes: in the table's folder, or below it."""
+    folder = table.rpartition("/")[0]
+    full = name if name.startswith("/") and is_local(table) else f"{folder}/{name}"
+    root, real = (os.path.realpath(folder), os.path.realpath(full)) if is_local(table) else (folder, full)
+    if not real.startswith(root.rstrip("/") + "/") or ".." in name.split("/"):
+        return Failure(FailureCode.UNSAFE_PATH, cap_detail(f"{_name(table)}: the cell has no bytes, and its path {name!r} leads out of the table's folder"))
+    try:
+        return _whole_file(full, max_bytes)
+    except OSError as error:
+        failure = failure_of_file(error, name)
+        return Failure(failure.code, cap_detail(f"{_name(table)}: the cell has no bytes, and of the file that it names: {failure.detail}"))
+
+
+def _name(path: str) -> str:
+    """A file's name, for details that are published: these depend on no place."""
+    return path.rpartition("/")[2]
 
 
 def _cut(data: bytes, place: Place, start: int) -> bytes | Failure:

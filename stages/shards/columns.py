@@ -27,7 +27,7 @@ class Layout:
     `images` is the stage that stores the images, `captions` are the columns of which the first that is not null is the
     caption, `texts` the column with all texts ('' where no stage makes one), `rules` the stage whose text rules say which
     of them may be published (None: all), `writers` the stages that wrote captions, `complement` the column joined to the caption
-    ('' for none).
+    and `split` the one that names each row's split ('' for none).
     """
 
     images: str
@@ -40,9 +40,12 @@ class Layout:
     rules: Node | None = None
     writers: tuple[str, ...] = ()
     complement: str = ""
+    split: str = ""
 
 
-def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings: bool, complement: str | None = None) -> Layout:
+def make_layout(
+    chain: Chain, caption: str, leave_out: Iterable[str], embeddings: bool, complement: str | None = None, split: str | None = None
+) -> Layout:
     """Raises RecipeError where no stage stores images or a column named in the recipe does not exist.
 
     A column is published under its own name; one that a later stage writes again, or whose name has a meaning of its
@@ -82,11 +85,14 @@ def make_layout(chain: Chain, caption: str, leave_out: Iterable[str], embeddings
     component = _full(chain, "dup_component") if chain.has_column("dup_component") else ""
     rules = next((node for node in reversed(chain.nodes) if isinstance(node.stage, TextRules)), None)
     writers = tuple(node.name for node in chain.nodes if isinstance(node.stage, Caption))
-    if complement and not chain.has_column(complement):
-        known = chain.available()
-        raise RecipeError(f"write_shards.complement: no column {complement!r}{nearest(complement, known)}; there are: {', '.join(known)}")
+    for option, name in (("complement", complement), ("split_column", split)):
+        if name and not chain.has_column(name):
+            known = chain.available()
+            raise RecipeError(f"write_shards.{option}: no column {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
     joined = _full(chain, complement) if complement else ""
-    return Layout(images, plain, flat, vectors if embeddings else {}, captions, texts, component, rules, writers, joined)
+    return Layout(
+        images, plain, flat, vectors if embeddings else {}, captions, texts, component, rules, writers, joined, _full(chain, split) if split else ""
+    )
 
 
 def index_schema(chain: Chain, layout: Layout) -> pa.Schema:

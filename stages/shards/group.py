@@ -129,8 +129,8 @@ class GroupWriter:
         """Shards, rejected rows, and last the group's record."""
         self.made.mkdir(parents=True, exist_ok=True)
         try:
-            rows = self._split_rows()
-            for code, split in enumerate(self.rules.splits):
+            names, rows = self._split_rows()
+            for code, split in enumerate(names):
                 here = np.flatnonzero(rows.split == code)
                 for start, stop in plan.cut_shards(rows.size[here], self.rules.max_samples, self.rules.max_bytes):
                     chosen = here[start:stop]
@@ -140,24 +140,25 @@ class GroupWriter:
         commit_bytes(GroupRecord.path(self.made, self.task.group), self.record.to_bytes(), self.run.store.guard)
         return self.record
 
-    def _split_rows(self) -> plan.GroupRows:
-        """One pass over the parts: writes their rejected rows, returns the rows that go into shards."""
+    def _split_rows(self) -> tuple[list[str], plan.GroupRows]:
+        """One pass over the parts: writes their rejected rows, returns the splits and the rows that go into shards."""
         layout, seed = self.layout, self.rules.seed
         columns = {"id": "source.sample_id", "image": f"{layout.images}.image_sha256", "size": f"{layout.images}.size"}
-        if layout.component:
-            columns["component"] = layout.component
+        columns |= {name: full for name, full in (("component", layout.component), ("split", layout.split)) if full}
         pieces: list[tuple[np.ndarray, ...]] = []
-        ids = []
+        ids, labels = [], []
         for part in self.task.parts:
             shipped = self._fate(part)
             table = self.reader.read(columns, part, shipped)
             given = {row: label for at, row, label in self.task.exceptions.labels if at == part}
-            labels = plan.labels_of(flat(table["component"]) if layout.component else None, flat(table["image"]), given, shipped)
-            split = plan.splits_of(labels, self.rules.splits, seed)
-            pieces.append((np.full(len(shipped), part), shipped, table["size"].to_numpy(), split))
+            own = [flat(table[name]) for name in ("split", "component") if name in columns]
+            labels.append(plan.labels_of(own[0] if own else None, flat(table["image"]), given, shipped))
+            pieces.append((np.full(len(shipped), part), shipped, table["size"].to_numpy()))
             ids.append(flat(table["id"]))
-        rows = plan.GroupRows(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
-        return plan.in_order(rows, pa.concat_arrays(ids), self.rules.order_seed)
+        label = pa.concat_arrays(labels)
+        names, split = plan.splits_named(label) if layout.split else (list(self.rules.splits), plan.splits_of(label, self.rules.splits, seed))
+        rows = plan.GroupRows(*(np.concatenate(column) for column in zip(*pieces, strict=True)), split)
+        return names, plan.in_order(rows, pa.concat_arrays(ids), self.rules.order_seed)
 
     def _fate(self, part: int) -> np.ndarray:
         """Rows of a part that go into shards; all others into its rejected file."""

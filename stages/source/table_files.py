@@ -295,8 +295,9 @@ def find_files(patterns: list[str], format_name: str | None, options: Mapping[st
             kind, compression = split_name(path)
             if not (format_name or kind):
                 known = ", ".join(sorted(FORMATS))
+                arrow = "; Arrow tables are read by input.kind=image_table, where they hold the images" if path.endswith((".arrow", ".feather")) else ""
                 raise RecipeError(
-                    f"input.table: {path}: the extension tells no format ({known}, compressed or not); say it with input.format"
+                    f"input.table: {path}: the extension tells no format ({known}, compressed or not); say it with input.format{arrow}"
                 )
             files.append(TableFile(path, format_name or kind, compression, size, options))
     return files

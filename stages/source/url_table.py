@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,9 @@ from pipeline.registry import nearest
 from pipeline.stage import Source
 from schemas.outcome import FailureCode, cap_detail
 from schemas.sample import SOURCE_COLUMNS, cap_text, sample_id
-from stages.source.table_files import Malformed, TableFile, UnreadableError, carried_names, find_files
+from stages.images.table_cells import image_columns
+from stages.source.column_types import merged_type, plain_type
+from stages.source.table_files import Malformed, TableFile, carried_names, find_files
 
 
 class Params(machine.Params):
@@ -93,7 +95,7 @@ class UrlTable(Source):
         merged: dict[str, pa.DataType] = {}
         for file in self.files:
             schema = file.schema()
-            names = self._wanted(file, schema.names)
+            names = self._wanted(file, schema)
             if merged and set(names) != set(merged):
                 missing = sorted(set(merged) - set(names)) or sorted(set(names) - set(merged))
                 first = self.files[0].path
@@ -101,16 +103,23 @@ class UrlTable(Source):
                     f"{file.path}: not the columns of {first}: {', '.join(missing)}; name what to carry with input.columns_to_carry"
                 )
             for name in names:
-                kind = _plain(schema.field(name).type)
+                kind = plain_type(schema.field(name).type)
                 if name in (self.params.url, self.params.text):
                     if pa.types.is_nested(kind):
                         raise RecipeError(f"input: column {name!r} of {file.path} holds {kind}, not texts")
                     kind = pa.string()
-                merged[name] = _merged(merged.get(name, kind), kind, name, file.path)
+                merged[name] = merged_type(merged.get(name, kind), kind, name, file.path)
         return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in merged.items()}
 
-    def _wanted(self, file: TableFile, names: Sequence[str]) -> list[str]:
+    def _wanted(self, file: TableFile, schema: pa.Schema) -> list[str]:
         """The columns used of a file. Raises RecipeError with the nearest name where one is missing."""
+        names = schema.names
+        images = image_columns(schema)
+        if self.params.url not in names and images and not nearest(self.params.url, names):
+            raise RecipeError(
+                f"input.url: {file.path} has no column {self.params.url!r}, and its column {images[0]!r} holds bytes; if these are the images, "
+                f"read it with input.kind=image_table and input.image={images[0]}"
+            )
         carried = self.params.columns_to_carry
         asked = {"url": self.params.url, "text": self.params.text}
         required = [(f"input.{option}", name) for option, name in asked.items() if name]
@@ -121,6 +130,11 @@ class UrlTable(Source):
                 )
         rest = names if carried is None else carried
         return list(dict.fromkeys([*(name for _, name in required), *rest]))
+
+    @cached_property
+    def _no_url(self) -> str:
+        images = image_columns(self.files[0].schema())
+        return f"the row has no URL; if column {images[0]!r} holds the images, read them with input.kind=image_table" if images else "the row has no URL"
 
     @cached_property
     def _carried(self) -> dict[str, str]:
@@ -134,7 +148,7 @@ class UrlTable(Source):
             if self.params.text
             else [""] * len(urls)
         )
-        details = [None if url.strip() else "the row has no URL" for url in urls]
+        details = [None if url.strip() else self._no_url for url in urls]
         extra = [read.column(name) for name in self._carried]
         return self._assemble(urls, texts, details, extra)
 
@@ -164,27 +178,3 @@ def _decoded(value: str | bytes | None) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Large and dictionary forms as their plain ones; nested types as they are."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) else kind
-
-
-def _merged(one: pa.DataType, other: pa.DataType, name: str, path: str) -> pa.DataType:
-    """A type that holds both: null gives way, numbers widen. Raises UnreadableError otherwise."""
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if pa.types.is_integer(one) and pa.types.is_integer(other):
-        return pa.int64()
-    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (one, other)):
-        return pa.float64()
-    raise UnreadableError(
-        f"{path}: column {name!r} is {other}, and {one} in the files before it; make them agree, or leave it out of input.columns_to_carry"
-    )

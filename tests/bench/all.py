@@ -18,6 +18,7 @@ COMMANDS = [
     ["bench_kills.py"],
     ["bench_shards.py"],
     ["bench_reading.py"],
+    ["bench_image_table.py"],
     ["bench_clip.py"],
     ["bench_download.py"],
     ["bench_report.py"],

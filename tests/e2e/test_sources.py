@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -140,7 +141,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "pipeline.cli", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
 
-@pytest.mark.parametrize("name", ["image_folder", "webdataset_tars", "img2dataset_output", "read_images", "download_img2dataset"])
+@pytest.mark.parametrize("name", ["image_folder", "image_table", "webdataset_tars", "img2dataset_output", "read_images", "download_img2dataset"])
 def test_help_of_sources_and_stages(name):
     from pipeline.console import Console
     from pipeline.describe import describe, print_one
@@ -151,9 +152,12 @@ def test_help_of_sources_and_stages(name):
     assert name in out.getvalue() and all(parameter["description"] for parameter in found["parameters"])
 
 
-@pytest.mark.parametrize(("name", "option"), [("curate_tars", "tars"), ("curate_img2dataset", "folder")])
+@pytest.mark.parametrize(("name", "option"), [("curate_tars", "tars"), ("curate_tables", "table"), ("curate_img2dataset", "folder")])
 def test_the_recipes_for_curation_bind_their_columns(tmp_path, name, option):
     place = fill_tars(tmp_path / "tars") if option == "tars" else DATA / "webdataset"
+    if option == "table":
+        place = tmp_path / "t.parquet"
+        pq.write_table(pa.table({"image": [picture(1)], "caption": ["a text"]}), place)
     chain = Chain(load_recipe(name, [f"input.{option}={place}"]))
     assert [node.name for node in chain.nodes][-4:] == ["read_images", "clip_score", "exact_dup", "select"]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -61,6 +63,15 @@ def img2dataset(root: Path) -> None:
         (root / file.name).write_bytes(file.read_bytes())
 
 
+def image_tables(root: Path) -> None:
+    """A Parquet file of two row groups, and an Arrow stream; one image is null."""
+    root.mkdir(parents=True)
+    made = pa.table({"image": [picture(n) for n in range(7)] + [None], "caption": [f"text {n}" for n in range(8)]})
+    pq.write_table(made, root / "a.parquet", row_group_size=5)
+    with pa.OSFile(str(root / "b.arrow"), "wb") as file, pa.ipc.new_stream(file, made.schema) as writer:
+        writer.write_table(made.slice(0, 4))
+
+
 def recipe(source: dict[str, Any]) -> dict[str, Any]:
     return {"name": "near_images", "input": {**source, "rows_per_part": 5}, "stages": ["read_images"], "jobs": ["write_shards"]}
 
@@ -71,6 +82,7 @@ def recipe(source: dict[str, Any]) -> dict[str, Any]:
         (folder, {"kind": "image_folder", "folder": "{root}"}, 11),
         (table, {"kind": "image_folder", "folder": "{root}", "table": "captions.csv"}, 11),
         (tars, {"kind": "webdataset_tars", "tars": "{root}/*.tar"}, 8),
+        (image_tables, {"kind": "image_table", "table": "{root}/*"}, 11),
         (img2dataset, {"kind": "img2dataset_output", "folder": "{root}"}, 3),
     ],
 )

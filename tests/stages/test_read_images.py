@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -118,14 +119,17 @@ def test_moved_input_is_no_other_input(tmp_path):
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("kind", ["image_folder", "webdataset_tars"])
+@pytest.mark.parametrize("kind", ["image_folder", "webdataset_tars", "image_table"])
 def test_an_input_that_was_moved_stops_the_run_and_can_be_given_anew(tmp_path, kind):
-    option = "folder" if kind == "image_folder" else "tars"
+    option = {"image_folder": "folder", "webdataset_tars": "tars", "image_table": "table"}[kind]
     members = [member for n in range(6) for member in sample(f"k{n}", n)]
     if kind == "image_folder":
         for name, data in members:
             (tmp_path / "in").mkdir(exist_ok=True)
             (tmp_path / "in" / name).write_bytes(data)
+    elif kind == "image_table":
+        (tmp_path / "in" / "deep").mkdir(parents=True)
+        pq.write_table(pa.table({"image": [picture(n) for n in range(6)], "caption": ["a text"] * 6}), tmp_path / "in" / "deep" / "t.parquet")
     else:
         write_tar(tmp_path / "in" / "deep" / "t.tar", members)
     run_on(tmp_path / "run", {"kind": kind, option: str(tmp_path / "in")}, [{"select": {"where": "alt_text != ''"}}])

@@ -25,12 +25,14 @@ def make_recipe() -> Callable[..., Recipe]:
 
     def make(
         rows: int = 200, repeated: tuple[int, ...] = (), same: tuple[int, ...] = (), min: float = 0.1, pairs: dict[str, Any] | None = None,
-        backwards: bool = False, place: str = "", rows_per_part: int = 25, **job: Any,
+        backwards: bool = False, place: str = "", rows_per_part: int = 25, folds: tuple[str | None, ...] = (), **job: Any,
     ) -> Recipe:  # fmt: skip
         return build_recipe(
             {
                 "name": "pictures",
-                "input": {"kind": "pictures", "rows": rows, "repeated": list(repeated), "rows_per_part": rows_per_part, "place": place},
+                "input": {
+                    "kind": "pictures", "rows": rows, "repeated": list(repeated), "rows_per_part": rows_per_part, "place": place, "folds": list(folds),
+                },
                 "stages": [
                     {"store_images": {"same": list(same), "backwards": backwards}},
                     {"rate": {"min": min}},

@@ -203,6 +203,32 @@ def test_splits_keep_components_and_equal_images_together(make_recipe: MakeRecip
     assert [Path(shard.tar).name for shard in manifest.splits["val"].shards][:2] == ["val-00000.tar", "val-00001.tar"]
 
 
+@pytest.mark.parametrize("pairs", [{"width": 2, "loose": list(range(12, 200, 10))}, None])
+def test_a_column_names_the_splits_and_what_belongs_together_follows_its_first_row(make_recipe: MakeRecipe, tmp_path: Path, pairs: dict | None) -> None:
+    folds = ("val", "train", "train", "test_1", "train")
+    run(make_recipe(split_column="fold", folds=folds, same=tuple(n + 1 for n in range(12, 200, 10)), pairs=pairs), tmp_path, LOCAL)
+    dataset = tmp_path / "dataset"
+    places = {n: split for split in Manifest.load(dataset).splits for n in index_of(dataset, split)["number"].to_pylist()}
+    assert list(Manifest.load(dataset).splits) == ["test_1", "train", "val"] and len(places) > 140
+    joined = set(range(0, 200, 2)) if pairs else set(range(12, 200, 10))  # n and n + 1 are one component, or one image
+    first = {n: n - 1 if n - 1 in joined and n - 1 in places else n for n in places}
+    assert places == {n: folds[first[n] % 5] for n in places}
+    assert len([n for n in places if folds[n % 5] != places[n]]) > 5
+    assert verify_dataset(dataset) == []
+
+
+def test_a_column_of_splits_that_does_not_name_them_is_told(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for folds, told in ((("a", None), r"'source.fold' is null in \d+ kept rows, the first with the key [0-9a-f]{32}"), (("a", "../b"), r"the value '\.\./b'")):
+        with pytest.raises(RecipeError, match=told):
+            run(make_recipe(rows=20, split_column="fold", folds=folds), tmp_path / str(len(told)), LOCAL)
+    with pytest.raises(RecipeError, match="more than 100 values"):
+        run(make_recipe(split_column="number"), tmp_path / "b", LOCAL)
+    with pytest.raises(RecipeError, match=r"split_column: no column 'numbr'.*did you mean 'number'"):
+        run(make_recipe(rows=20, split_column="numbr"), tmp_path / "c", LOCAL)
+    with pytest.raises(RecipeError, match="give one of the two"):
+        make_recipe(splits={"a": 0.5, "b": 0.5}, split_column="licence")
+
+
 def test_shuffled_order_is_another_but_the_same_rows(make_recipe: MakeRecipe, tmp_path: Path, file_bytes: FileBytes) -> None:
     run(make_recipe(), tmp_path / "input", LOCAL)
     run(make_recipe(order="shuffled", seed=1), tmp_path / "one", LOCAL)

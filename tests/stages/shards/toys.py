@@ -27,20 +27,22 @@ def image_bytes(number: int, extension: str) -> bytes:
 
 
 class Pictures(Source):
-    """`rows` rows; row i of `repeated` is its predecessor once more (same id). Carries columns whose names clash."""
+    """`rows` rows; row i of `repeated` is its predecessor once more (same id). Carries columns whose names clash, and `fold` in turn from `folds`."""
 
     name = "pictures"
 
     class Params(Params):
         rows: int
         repeated: tuple[int, ...] = ()
+        folds: tuple[str | None, ...] = ()
         place: str = tunes("", "where the input lies; changes no row")
 
     def fingerprint(self) -> str:
-        return digest_of("pictures", self.params.rows, self.params.repeated)
+        return digest_of("pictures", self.params.rows, self.params.repeated, self.params.folds)
 
     def extra_columns(self) -> dict[str, pa.DataType]:
-        return {"number": pa.int64(), "licence": pa.string(), "status": pa.int16(), "similarity": pa.float32()}
+        fold = {"fold": pa.string()} if self.params.folds else {}
+        return {"number": pa.int64(), "licence": pa.string(), "status": pa.int16(), "similarity": pa.float32(), **fold}
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         for start in range(0, self.params.rows, 50):
@@ -58,6 +60,7 @@ class Pictures(Source):
                     "licence": [None if n % 3 == 0 else "CC0" for n in numbers],
                     "status": pa.array([200] * len(numbers), pa.int16()),
                     "similarity": pa.array([float("nan") if n % 50 == 7 else 0.3 for n in numbers], pa.float32()),
+                    **({"fold": pa.array([self.params.folds[n % len(self.params.folds)] for n in numbers], pa.string())} if self.params.folds else {}),
                     "failure": pa.array(failures, pa.string()),
                     "failure_detail": pa.array(["planted" if f else None for f in failures], pa.string()),
                 }
