@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.errors import Fatal, RecipeError
-from stages.models import weights
-from stages.models.weights import check_keys, engine_digest, local_weights, model_name, weights_identity
+from stages.models import weights as weights_files
+from stages.models.weights import check_keys, device_of, engine_digest, local_weights, model_name, weights_identity
 
 MACHINE_KEYS = frozenset({"batch_size"})
 MAX_TOKENS = 512
@@ -36,7 +36,7 @@ def identity(spec: Mapping[str, Any]) -> str:
 def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     """Whether the weights are at hand, loading none, as `weights.availability`."""
     identity(spec)
-    return weights.availability(spec)
+    return weights_files.availability(spec)
 
 
 def load(spec: Mapping[str, Any]) -> CausalLm:
@@ -58,9 +58,7 @@ class CausalLm:
 
         folder = local_weights(spec)
         source, revision = str(folder or spec["weights"]), spec.get("revision", "main")
-        device = spec.get("device", "auto")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(spec)
         dtype = spec.get("dtype", "auto")
         if dtype == "auto":
             dtype = "float16" if device.startswith("cuda") else "float32"

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.errors import Fatal, RecipeError
 from pipeline.registry import nearest
 from stages.models.open_clip_loader import LoadedClip, ModelLoadError, load_clip
+from stages.models.weights import device_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +50,7 @@ def identity(spec: Mapping[str, Any]) -> str:
 def load(spec: Mapping[str, Any]) -> OpenClipModel:
     """The model of a spec. Raises Fatal where it cannot be fetched or read, RecipeError where the spec is wrong."""
     _check(spec)
-    import torch
-
-    device = spec.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(spec)
     try:
         loaded = load_clip(_loader_name(spec), device, spec.get("cache_dir"))
     except ModelLoadError as error:

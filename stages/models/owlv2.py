@@ -35,13 +35,10 @@ def identity(spec: Mapping[str, Any]) -> str:
 def load(spec: Mapping[str, Any]) -> Owlv2Detector:
     """The model of a spec. Raises Fatal where it cannot be fetched or read, RecipeError where the spec is wrong."""
     _check(spec)
-    import torch
     import transformers
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
-    device = spec.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = weights_files.device_of(spec)
     precision = spec.get("precision", "auto")
     if precision == "auto":
         precision = "fp16" if device.startswith("cuda") else "fp32"

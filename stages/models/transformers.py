@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Fatal
 from schemas.outcome import Failure, FailureCode
+from stages.models import weights as weights_files
 from stages.models.numbers import Walk, number_tree
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
 from stages.models.rendering import Renderer, RenderError, yes_no_ids
-from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
+from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, device_of, engine_digest, local_weights, model_name, note_of, weights_identity
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,12 @@ def identity(spec: Mapping[str, Any]) -> str:
     """What the weights are, without loading them. Raises RecipeError for an unknown key and for a folder that is no model."""
     check_keys(spec, _KEYS)
     return weights_identity(spec)
+
+
+def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Whether the weights are at hand, loading none, as `weights.availability`."""
+    identity(spec)
+    return weights_files.availability(spec)
 
 
 def load(spec: Mapping[str, Any]) -> TransformersChat:
@@ -48,9 +55,7 @@ class TransformersChat:
 
         folder = local_weights(spec)
         weights, revision = str(folder or spec["weights"]), spec.get("revision", "main")
-        device = spec.get("device", "auto")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(spec)
         dtype = spec.get("dtype", "auto")
         if dtype == "auto":
             dtype = "bfloat16" if device.startswith("cuda") else "float32"

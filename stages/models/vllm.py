@@ -27,6 +27,7 @@ from typing import Any
 
 from pipeline.errors import EngineDied, Fatal, RecipeError, is_fatal
 from schemas.outcome import Failure, FailureCode
+from stages.models import weights as weights_files
 from stages.models.event_loop import LoopThread
 from stages.models.numbers import Walk, number_tree
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
@@ -61,6 +62,12 @@ def encoder_cache_tokens(spec: Mapping[str, Any]) -> int:
     """Image tokens whose encodings the engine keeps: those of all images in flight."""
     per_image = -(-int(spec.get("max_pixels", DEFAULT_MAX_PIXELS)) // PIXELS_PER_TOKEN)
     return int(spec.get("encoder_cache_tokens", min(concurrency(spec) * per_image, MOST_ENCODER_CACHE)))
+
+
+def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Whether the weights are at hand, loading none, as `weights.availability`."""
+    identity(spec)
+    return weights_files.availability(spec)
 
 
 def load(spec: Mapping[str, Any]) -> VllmChat:

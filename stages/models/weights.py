@@ -67,6 +67,14 @@ def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     return "warning", f"{spec['weights']}: not cached; fetched when the stage starts", "without a network set `weights` of this model to a local folder"
 
 
+def device_of(spec: Mapping[str, Any]) -> str:
+    """The torch device of a spec: `device`, by default a GPU where there is one."""
+    import torch
+
+    device = str(spec.get("device", "auto"))
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def engine_digest(spec: Mapping[str, Any], engine: str, version: str, *facts: object) -> str:
     """Short name of all that makes a model's answers: `<kind>-<hash of weights, tokenizer, pixel cap, engine, version and facts>`."""
     parts = [weights_identity(spec), str(spec.get("max_pixels", DEFAULT_MAX_PIXELS)), engine, version, *map(str, facts)]

@@ -30,19 +30,6 @@ def server() -> Iterator[ChatServer]:
     made.close()
 
 
-@pytest.fixture
-def load() -> Iterator[Callable[..., kind.HttpChat]]:
-    made: list[kind.HttpChat] = []
-
-    def make(url: str, **options: Any) -> kind.HttpChat:
-        made.append(kind.load({"kind": "http", "url": url, "name": "tiny", **options}))
-        return made[-1]
-
-    yield make
-    for chat in made:
-        chat.close()
-
-
 def test_request_holds_system_text_image_and_text_in_this_order(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
     one = request(3, "what is it?", temperature=0.5, top_p=0.9, seed=7)
     assert load(server.url).chat([one]) == [ChatAnswer("a red dog", 4, "stop", 50)]

@@ -90,19 +90,6 @@ def serve() -> Iterator[Callable[[str], DigitServer]]:
         server.close()
 
 
-@pytest.fixture
-def load() -> Iterator[Callable[..., kind.HttpChat]]:
-    made: list[kind.HttpChat] = []
-
-    def make(url: str, **options: Any) -> kind.HttpChat:
-        made.append(kind.load({"kind": "http", "url": url, "name": "tiny", **options}))
-        return made[-1]
-
-    yield make
-    for chat in made:
-        chat.close()
-
-
 @pytest.mark.parametrize("choices", [(), ("0", "42")])
 def test_a_server_that_continues_answers_tells_every_number(
     serve: Callable[..., DigitServer], load: Callable[..., kind.HttpChat], choices: tuple[str, ...]
