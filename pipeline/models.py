@@ -19,8 +19,9 @@ MACHINE_KEYS = frozenset({"replicas", "gpu_share", "placement", "device", "threa
 
 
 def kind_module(spec: dict[str, Any]) -> ModuleType:
-    """The module of a model's kind. Beside `identity` and `load` it may have MACHINE_KEYS (options that make no answer), SHARED (one engine
-    serves all workers), USES_GPU, and `concurrency(spec)`: so many calls at a time, each with one request. Raises RecipeError."""
+    """The module of a model's kind. Beside `identity`, `load` and METHOD (what its models are asked, a stage's `model_method`) it may have MACHINE_KEYS
+    (options that make no answer), SHARED (one engine serves all workers), USES_GPU, and `concurrency(spec)`: so many calls at a time, each with one
+    request. Raises RecipeError."""
     available = registry.built_in_modules("stages.models")
     if spec["kind"] not in available:
         raise RecipeError(f"models: unknown kind {spec['kind']!r}{registry.nearest(spec['kind'], available)}")
@@ -28,6 +29,16 @@ def kind_module(spec: dict[str, Any]) -> ModuleType:
     if not hasattr(module, "load"):
         raise RecipeError(f"models: {spec['kind']!r} is no kind of model; `pairmill stages` lists them")
     return module
+
+
+def check_method(spec: dict[str, Any], method: str, where: str) -> None:
+    """Raises RecipeError, which begins with `where`, for a model of a kind that cannot be asked this."""
+    own = kind_module(spec).METHOD
+    if own != method:
+        kinds = [importlib.import_module(module) for module in registry.built_in_modules("stages.models").values()]
+        able = sorted(module.__name__.rpartition(".")[2] for module in kinds if getattr(module, "METHOD", None) == method)
+        told = f"is of kind {spec['kind']}, which answers {own!r}, and this stage asks for {method!r}"
+        raise RecipeError(f"{where} {told}: name a model of kind {' or '.join(able)}")
 
 
 def model_identity(spec: dict[str, Any]) -> str:

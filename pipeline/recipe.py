@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipeline import registry
 from pipeline.console import some
 from pipeline.errors import Budget, RecipeError
+from pipeline.models import check_method
 from pipeline.stage import Job, Source, Stage
 from pipeline.storage import register_inputs
 
@@ -251,6 +252,8 @@ def _models(data: dict[str, Any], users: list[Any]) -> dict[str, dict[str, Any]]
         if getattr(user, "uses_model", False) and wanted not in models:
             hint = registry.nearest(str(wanted), models)
             raise RecipeError(f"stages.{user.instance}.model: no model {wanted!r}{hint}; the recipe's models: {', '.join(models) or 'none'}")
+        if getattr(user, "model_method", ""):
+            check_method(models[wanted], user.model_method, f"stages.{user.instance}.model: {wanted!r}")
     return {name: dict(spec) for name, spec in models.items()}
 
 

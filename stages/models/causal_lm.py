@@ -16,6 +16,7 @@ from pipeline.errors import Fatal, RecipeError
 from stages.models import weights as weights_files
 from stages.models.weights import check_keys, device_of, engine_digest, local_weights, model_name, weights_identity
 
+METHOD = "perplexity"
 MACHINE_KEYS = frozenset({"batch_size"})
 MAX_TOKENS = 512
 _KEYS = frozenset({"revision", "device", "dtype", "batch_size", "max_tokens", "threads"})

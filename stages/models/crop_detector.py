@@ -22,6 +22,7 @@ from pipeline.errors import RecipeError
 from stages.models import open_clip
 from stages.models.detection import Detection, checked_box, iou, suppressed
 
+METHOD = "detect"
 _VERSION = 1  # of what turns embeddings into boxes
 
 

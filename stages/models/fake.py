@@ -19,6 +19,7 @@ from schemas.outcome import Failure, FailureCode
 from stages.models.protocols import ChatAnswer, ChatRequest
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys
 
+METHOD = "chat"
 MACHINE_KEYS = frozenset({"log", "seconds", "concurrency"})
 SHARED = True
 USES_GPU = False

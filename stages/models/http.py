@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import aiohttp
     import numpy as np
 
+METHOD = "chat"
 MACHINE_KEYS = frozenset({"url", "key_env", "concurrency", "requests_per_minute", "retries", "timeout_s"})
 SHARED = True
 USES_GPU = False

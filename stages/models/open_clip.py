@@ -25,6 +25,7 @@ from stages.models.weights import device_of
 if TYPE_CHECKING:
     import torch
 
+METHOD = "embed"
 _KEYS = frozenset(
     {"kind", "name", "weights", "device", "precision", "batch_size", "threads", "cache_dir", "replicas", "gpu_share", "placement", "num_cpus"}
 )

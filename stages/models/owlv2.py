@@ -21,6 +21,7 @@ from stages.models.detection import DEFAULT_MAX_PIXELS, Detection, checked_box
 if TYPE_CHECKING:
     import torch
 
+METHOD = "detect"
 _KEYS = frozenset({"revision", "device", "precision", "batch_size", "threads", "threshold"})
 _PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 THRESHOLD = 0.1  # CLOC keeps boxes above it

@@ -23,6 +23,7 @@ from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, device_of, eng
 if TYPE_CHECKING:
     import torch
 
+METHOD = "chat"
 MACHINE_KEYS = frozenset({"batch_size"})
 _TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")  # what a token is, in the inputs of some models; 0 is text
 _KEYS = frozenset({"revision", "dtype", "max_model_len", "device", "batch_size", "threads"})

@@ -35,6 +35,7 @@ from stages.models.rendering import Renderer, RenderError, yes_no_ids
 from stages.models.watchdog import end_with_this_process, engine_processes
 from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
 
+METHOD = "chat"
 ENGINE_KEYS = ("max_num_seqs", "block_size", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
 MACHINE_KEYS = frozenset({*ENGINE_KEYS, "concurrency", "kv_cache_gb", "processor_cache_gb", "encoder_cache_tokens"})
 CPU_BLOCK = 32  # the smallest that vLLM's CPU kernels take

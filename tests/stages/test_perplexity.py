@@ -124,6 +124,9 @@ def test_mistakes_in_the_models_table_say_what_is_wrong(tmp_path: Path, weights:
     ):
         with pytest.raises(RecipeError, match=said):
             registry.load_model({"kind": "causal_lm", **spec})
+    wrong = "stages.perplexity.model: .lm. is of kind open_clip, which answers .embed..*.perplexity.: name a model of kind causal_lm"
+    with pytest.raises(RecipeError, match=wrong):
+        build_recipe({"input": {"kind": "url_table", "table": "t"}, "models": {"lm": {"kind": "open_clip"}}, "stages": ["perplexity"]})
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(Fatal, match="could not load a language model from"):
         registry.load_model({"kind": "causal_lm", "weights": str(tmp_path)})
