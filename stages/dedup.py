@@ -13,7 +13,8 @@ from pipeline.stage import ColumnEvidence, ColumnType, Evidence, OfPlaces, Param
 from schemas.outcome import Drop, Reason
 from schemas.sample import TEXTS
 from stages.dups.keeper import ROW_KEY, KeeperBy, groups_by, keepers
-from stages.dups.links import NO_LINKS, SEMANTIC_STEPS, Links, Measures, has_evidence, joined, links_of, seen_alike
+from stages.dups.links import NO_LINKS, SEMANTIC_STEPS, Links, Measures, has_evidence, joined, links_of
+from stages.dups.seen import keep_matches, matched_links, same_pictures, seen_alike
 from stages.dups.whole_dedup import decide_whole, has_structs, has_turned, read_hashes
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = {32: 31, 8: 6}  # by the bytes of a hash
 MIN_COSINE = 0.95
-MIN_MATCH = 0.94
+MAX_DIFFERENCE = 11.0
 REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reason.SEMANTIC_DUP}
 
 
@@ -35,8 +36,9 @@ class DedupParams(Params):
     semantic_bits: int | None = decides(
         None, "bits of 64 that the pHashes of two rows with near embeddings may differ in; 24 leaves out most other pictures; null: any", ge=0, le=64
     )
-    min_match: float | None = decides(
-        None, "least match (crop_dup) of the thumbnails of two images of one component; null: 0.94, or crop_dup's search_match where higher", le=1
+    min_match: float = decides(0.9, "least match (crop_dup) of the thumbnails that joins two images by itself", ge=-1, le=1)
+    max_difference: float | None = decides(
+        None, "grey levels that the thumbnails of images joined by match or cosine may differ in; null: 11, or crop_dup's search_difference where lower", ge=0
     )
     reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
@@ -48,7 +50,8 @@ class Dedup(Stage):
 
     Rows with equal `raw_sha256` are one component; behind near_dup so are rows with equal hashes, and with hashes within `max_distance`; behind
     semantic_dup rows whose embeddings have at least the cosine `min_cosine` (and whose pHashes are within `semantic_bits`, where that is given); behind
-    crop_dup rows whose thumbnails match by at least `min_match`. Links are taken from the nearest to the farthest, a cosine as its share of the way from
+    crop_dup rows whose thumbnails match by at least `min_match`; there matches and cosines count only of rows whose thumbnails nowhere differ by more than
+    `max_difference`. Links are taken from the nearest to the farthest, a cosine as its share of the way from
     1 to `min_cosine`, a match as its share of that from 1 to `min_match`; one that would join two groups whose centres lie further apart than `reach`
     times the limit, by all measures, is weak and left out.
     The keeper is the row with the most pixels, then the highest clip_score, then the least sample_id. Its `texts` are those of all rows, each text
@@ -58,7 +61,7 @@ class Dedup(Stage):
     """
 
     name: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2  # the column `match`
+    version: ClassVar[int] = 3  # the difference of thumbnails
     Params = DedupParams
     params: DedupParams
     reads_resolve = (
@@ -104,8 +107,10 @@ class Dedup(Stage):
             groups_by(con, "struct_extract(near_evidence, 'hash')", "dup_hash")
             same.append(_equal(con, "dup_hash"))
         width, most, near = self._near_links(con) if hashed else (0, SEMANTIC_STEPS, NO_LINKS)
+        compared = self._compared(con)
+        matched = matched_links(con, self.params.min_match, most) if compared else NO_LINKS
         scale, semantic = self._semantic_links(con, most) if embedded else (0.0, NO_LINKS)
-        matched = self._matched_links(con, most)
+        semantic = same_pictures(con, semantic) if compared else semantic
         keys, label, plain = joined(same, near, semantic, int(most * self.params.reach), Measures(con, width, scale), matched)
         place = {"part": (keys >> 32).astype(np.int32), "row": (keys & 0xFFFFFFFF).astype(np.int32)}
         con.register("dup_found", pa.table({**place, "component": label, "near": plain}))
@@ -149,26 +154,23 @@ class Dedup(Stage):
         scale = max(most, 1) / max(1 - least, 1e-4)
         return scale, self._alike(con, links_of(con, "semantic_evidence", f"round((1 - p.cosine) * {scale})", f"round(p.cosine, 4) >= {least}"))
 
-    def _matched_links(self, con: duckdb.DuckDBPyConnection, most: int) -> Links:
-        """The links of crop_dup that hold, so measured that the least match that joins counts as `most` bits; all it found go to the table dup_matches."""
+    def _compared(self, con: duckdb.DuckDBPyConnection) -> bool:
+        """Whether crop_dup has compared thumbnails; the pairs that differ little enough go to the table dup_matches."""
         con.execute("CREATE OR REPLACE TABLE dup_matches (a BIGINT, b BIGINT, match FLOAT)")
         if not has_evidence(con, "crop_evidence"):
-            return NO_LINKS
+            return False
         known = con.sql("SELECT crop_evidence.within FROM rows WHERE crop_evidence IS NOT NULL LIMIT 1").fetchall()
         if not known:
-            return NO_LINKS
+            return False
         [(within,)] = known
-        least = max(MIN_MATCH, round(within, 4)) if self.params.min_match is None else self.params.min_match
-        if least < round(within, 4):
-            raise Fatal(f"{self.instance}: min_match {least:g} is below the {within:g} down to which crop_dup kept pairs; lower crop_dup.search_match")
-        con.execute(
-            f"""
-            INSERT INTO dup_matches SELECT a, p.part::BIGINT * 4294967296 + p."row", p.match
-            FROM (SELECT {ROW_KEY} AS a, unnest(crop_evidence.pairs) AS p FROM rows WHERE crop_evidence.pairs IS NOT NULL)
-            """
-        )
-        scale = most / max(1 - least, 1e-4)
-        return links_of(con, "crop_evidence", f"round((1 - p.match) * {scale})", f"round(p.match, 4) >= {least}")
+        most = min(MAX_DIFFERENCE, within) if self.params.max_difference is None else self.params.max_difference
+        if most > round(within, 4):
+            raise Fatal(
+                f"{self.instance}: max_difference {most:g} is more than the {within:g} grey levels up to which crop_dup kept pairs; "
+                "raise crop_dup.search_difference"
+            )
+        keep_matches(con, most)
+        return True
 
     def _alike(self, con: duckdb.DuckDBPyConnection, links: Links) -> Links:
         return links if self.params.semantic_bits is None else seen_alike(con, links, self.params.semantic_bits)

@@ -71,20 +71,6 @@ class Between(Protocol):
     def spread(self, rows: np.ndarray, starts: np.ndarray) -> np.ndarray: ...
 
 
-def seen_alike(con: duckdb.DuckDBPyConnection, links: Links, most: int) -> Links:
-    """Those links whose two rows have pHashes at most `most` bits apart: the same picture, not just the same thing. Rows without a hash have none."""
-    con.execute(f"CREATE OR REPLACE TABLE dup_seen AS SELECT {ROW_KEY} AS key, CAST(phash AS BIT) AS bits FROM rows WHERE semantic_evidence.vector IS NOT NULL")
-    con.register("dup_links", pa.table({"a": links.left, "b": links.right, "nth": np.arange(len(links))}))
-    near = con.sql(
-        f"""
-        SELECT nth FROM dup_links JOIN dup_seen one ON one.key = a JOIN dup_seen other ON other.key = b WHERE bit_count(xor(one.bits, other.bits)) <= {most}
-        """
-    ).to_arrow_table()["nth"]
-    con.unregister("dup_links")
-    kept = np.sort(near.to_numpy())
-    return Links(links.left[kept], links.right[kept], links.distance[kept])
-
-
 def joined(
     same: list[Links], near: Links, semantic: Links, reach: int, measures: Between, matched: Links = NO_LINKS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

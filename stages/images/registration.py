@@ -1,14 +1,16 @@
 """Whether one picture is a part of another: small copies are laid over each other and compared, but for one band or frame that may be spoilt.
 
 Of a pair each picture is tried as the whole of which the other is a crop (at most `LEAST_SIZE` of each side is left). First on a grid of windows by the
-correlation of what is left without slow changes of brightness, then the window's four sides are moved by small steps. The answer (`match_scores`) is
-taken where the two fit best, in overlapping blocks: a line of text, a logo or a frame spoils some of them, and what is the same in both only
-because both bear the same line of text is not seen in the other blocks.
+correlation of what is left without slow changes of brightness, then the window's four sides are moved by small steps. The two answers of `laid_over` are
+taken where they fit best. The match is a correlation in overlapping blocks: a line of text, a logo or a frame spoils some of them, and what is the same in
+both only because both bear the same line of text is not seen in the other blocks. The difference is that of the worst small block in grey levels: two plain
+pictures of the same kind, with a circle in the one and a ring in the other, agree nearly everywhere, so that no correlation over all parts them.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,8 +30,11 @@ _BLOCK, _HOP = 8, 4  # side of a block and steps between blocks, in pixels of a 
 _BAND, _FRAME = 7, 3  # rows that a line of text may spoil; pixels that a frame takes on each side
 _NOISE = 2.0  # variance in grey levels below which a block shows nothing
 _LEAST_CONTRAST = 1.0  # standard deviation in grey levels of what is left: else there is nothing to compare
-_COLOUR = 2.0  # weight of the colour differences' contrast beside that of the brightness
+_WEIGHTS = (1.0, 2.0, 2.0)  # of the contrast of brightness and of the two colour differences
 _WORST = 6  # of 25 blocks: their mean stands for how well the worst part fits
+_SMALL, _SMALL_HOP = 4, 2  # the blocks of the difference: of the size of a small object
+_LINE = 4  # rows that a line of text may take from the difference
+_WIDE = 0.45  # least width of what differs in these rows, as a share of the picture's: an object is narrower than a line of text
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
@@ -47,43 +52,59 @@ def _planes(thumbs: np.ndarray) -> np.ndarray:
     return np.concatenate([values[:, : THUMB**2].reshape(1, -1, THUMB, THUMB), colours.repeat(times, axis=2).repeat(times, axis=3)])
 
 
-def match_scores(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How well the better of the two ways fits, -1 to 1, of pairs of thumbnails uint8 [N, THUMB_BYTES] each (float32 [N]).
+def laid_over(one: np.ndarray, other: np.ndarray, written: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Match (-1 to 1) and difference (grey levels, 0 and more) of pairs of thumbnails uint8 [N, THUMB_BYTES] each (float32 [N] each).
 
-    The mean of two correlations of brightness and colour differences, each block by itself freed of its mean: over all blocks, and of the six blocks
-    that fit worst. A band of rows or the frame is left out where that fits better. At most 0.1 where too little is to be seen.
+    Match, of the better of the two ways: the mean of two correlations of brightness and colour differences, each block by itself freed of its mean: over all
+    blocks, and of the six blocks that fit worst. A band of rows or the frame is left out where that fits better. At most 0.1 where too little is to be seen.
+    Difference: the root of the mean square of the block of 4 x 4 of 24 x 24 pixels that differs most. written: bool [N], pairs of which one may bear
+    a line of text: of these a band of rows is left out where what it holds is as wide as a line of text.
     """
-    found = np.empty(len(one), np.float32)
+    match, difference = np.empty(len(one), np.float32), np.empty(len(one), np.float32)
     for start in range(0, len(one), CHUNK):
-        a, b = (_planes(thumbs[start : start + CHUNK]) for thumbs in (one, other))
-        found[start : start + CHUNK] = np.maximum(_one_way(a, b), _one_way(b, a))
-    return found
+        here = slice(start, start + CHUNK)
+        a, b = (_planes(thumbs[here]) for thumbs in (one, other))
+        ways = [_one_way(whole, part, written[here]) for whole, part in ((a, b), (b, a))]
+        match[here] = np.maximum(ways[0].match, ways[1].match)
+        difference[here] = np.where(ways[1].fit > ways[0].fit, ways[1].difference, ways[0].difference)
+    return match, difference
 
 
-def _one_way(wholes: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Scores of `parts` as crops of `wholes` (float32 [3, N, THUMB, THUMB]); the brightness says where they lie."""
+class _Way(NamedTuple):
+    """Float32 [N] each; `fit`: the correlation by which the window was chosen."""
+
+    match: np.ndarray
+    difference: np.ndarray
+    fit: np.ndarray
+
+
+def _one_way(wholes: np.ndarray, parts: np.ndarray, written: np.ndarray) -> _Way:
+    """`parts` as crops of `wholes` (float32 [3, N, THUMB, THUMB]); the brightness says where they lie."""
     whole, part = wholes[0], parts[0]
     full = np.tile(np.float32([0, 0, 1, 1]), (len(part), 1))
-    view = _detail(_cut(part, full))
-    unit = _unit(view)
+    unit = _unit(_detail(_cut(part, full)))
     windows, fits = full.copy(), np.full(len(part), -2, np.float32)
     for box in _grid():
         _take(whole, unit, np.tile(box, (len(part), 1)), windows, fits)
     alike = np.flatnonzero(fits >= _UNLIKE)
-    near, best, rest = windows[alike], fits[alike], unit[alike]
-    pictures = whole[alike]
+    windows[alike], fits[alike] = _moved(whole[alike], unit[alike], windows[alike], fits[alike])
+    views = [(_detail(_cut(a, windows)), _detail(_cut(b, full))) for a, b in zip(wholes, parts, strict=True)]
+    match = fits.copy()
+    if len(alike):
+        match[alike] = _agreement([(cut[alike], view[alike]) for cut, view in views])
+    return _Way(match, _difference(views, written), fits)
+
+
+def _moved(whole: np.ndarray, unit: np.ndarray, windows: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows with their sides moved by small steps to where they fit best, and how well."""
     for step in _STEPS:
         for _ in range(_ROUNDS):
             for side in range(4):
                 for change in (-step, step):
-                    tried = near.copy()
+                    tried = windows.copy()
                     tried[:, side] = np.clip(tried[:, side] + np.float32(change), *((0, 1 - LEAST_SIZE) if side < 2 else (LEAST_SIZE, 1)))
-                    _take(pictures, rest, tried, near, best)
-    scores = fits.copy()
-    if len(alike):
-        views = [(_detail(_cut(a[alike], near)), _detail(_cut(b[alike], full[alike]))) for a, b in zip(wholes, parts, strict=True)]
-        scores[alike] = _agreement(views)
-    return scores
+                    _take(whole, unit, tried, windows, fits)
+    return windows, fits
 
 
 @cache
@@ -167,7 +188,7 @@ def _score(sums: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     seen = pixels >= _BLOCK * _BLOCK / 4
     one, other, ones, others, both = sums[..., seen].swapaxes(0, 1)
     pixels = pixels[seen]
-    weights = np.array([1, *[_COLOUR] * (len(sums) - 1)], np.float32)
+    weights = np.array(_WEIGHTS[: len(sums)], np.float32)
     squares = [np.maximum(square - mean * mean / pixels, 0) for square, mean in ((ones, one), (others, other))]
     a, b, c = (np.tensordot(weights, values, 1) for values in (*squares, both - one * other / pixels))
     floor = _NOISE * pixels
@@ -178,7 +199,21 @@ def _score(sums: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return np.where(shown, (whole + worst) / 2, 0)
 
 
-def _runs(values: np.ndarray) -> np.ndarray:
-    """Sums over runs of _BLOCK at steps of _HOP along the last axis."""
-    total = np.concatenate([np.zeros((*values.shape[:-1], 1), np.float32), values.cumsum(-1)], axis=-1)[..., ::_HOP]
-    return total[..., _BLOCK // _HOP :] - total[..., : -(_BLOCK // _HOP)]
+def _difference(views: list[tuple[np.ndarray, np.ndarray]], written: np.ndarray) -> np.ndarray:
+    """Grey levels (float32 [N]) by which the worst small block of pairs of views [N, VIEW, VIEW] differs; a band is left out of those that are `written` on."""
+    squares = sum(weight * (cut - view) ** 2 for weight, (cut, view) in zip(_WEIGHTS, views, strict=True))
+    blocks = _runs(_runs(squares, _SMALL, _SMALL_HOP).swapaxes(-1, -2), _SMALL, _SMALL_HOP) / np.float32(_SMALL**2)
+    rows = blocks.max(axis=1)  # [N, rows of blocks]
+    worst, tops = rows.max(axis=1), np.arange(0, VIEW - _SMALL + 1, _SMALL_HOP)
+    for top in range(VIEW - _LINE + 1):
+        rest = rows[:, (tops + _SMALL <= top) | (tops >= top + _LINE)].max(axis=1)
+        within = squares[:, top : top + _LINE].mean(axis=1)
+        wide = within.sum(1) ** 2 >= _WIDE * VIEW * (within * within).sum(1)  # the width that a line of equal strength everywhere would have
+        worst = np.where(written & wide, np.minimum(worst, rest), worst)
+    return np.sqrt(worst)
+
+
+def _runs(values: np.ndarray, length: int = _BLOCK, hop: int = _HOP) -> np.ndarray:
+    """Sums over runs of so many at steps of `hop` along the last axis."""
+    total = np.concatenate([np.zeros((*values.shape[:-1], 1), np.float32), values.cumsum(-1)], axis=-1)[..., ::hop]
+    return total[..., length // hop :] - total[..., : -(length // hop)]

@@ -1,6 +1,6 @@
 """Cropped, framed and written-on copies through the machine: near_dup, semantic_dup and crop_dup behind one dedup, with the bundled CLIP.
 
-    bench_crop_dup.py --scenes 300 [--first 30000000] [--set dedup.min_match=0.8 ...]     # scenes of the rendered world
+    bench_crop_dup.py --scenes 300 [--first 30000000] [--set dedup.min_match=0.95 ...]     # scenes of the rendered world
     bench_crop_dup.py --photos DIR [--count 300] [--seconds 300] [--set ...]              # photos, which the bundled CLIP does not know
 
 Each picture gets one copy per edit, and all become a folder of images, which the recipe below reads. Recall: the share of copies in the component of their
@@ -35,7 +35,7 @@ RULES: dict[str, dict[str, Any]] = {
     "near_dup": {"by": "pdq", "search_distance": 80, "min_quality": 0},
     "semantic_dup": {"search_cosine": 0.85},
     "crop_dup": {},
-    "dedup": {"max_distance": 24, "min_cosine": 0.97, "semantic_bits": 24},
+    "dedup": {"max_distance": 24, "semantic_bits": 24},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -41,3 +42,22 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str], secon
         assert process.poll() is None, f"the run ended: {process.communicate()[1]}"
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.02)
+
+
+def ten_kills(plugin: Path, recipe: dict[str, Any], out: Path, folder: Path, before: Path, parts: int) -> None:
+    """Kills a run ten times while a resolve works, from when the stage before it has judged all parts (files in `before`) to when its own last part (in
+    `folder`) is committed: all over that time. Fails where that often did not come in between."""
+    kills = 0
+    for nth in range(30):
+        with driver(plugin, recipe, out) as process:
+            until(lambda least=nth: len(list(before.glob("part-*"))) == parts and len(list(folder.glob("part-*"))) >= least // 2, process, 250)
+            time.sleep(0.1 * (nth % 2))
+            broken_off = process.poll() is None and len(list(folder.glob("part-*"))) < parts
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        kills += broken_off
+        for path in folder.glob("part-*"):
+            path.unlink()  # else the next run would find it resolved
+        if kills == 10:
+            return
+    raise AssertionError(f"only {kills} kills came while it resolved")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
+from pipeline import registry
 from pipeline.stage import Stage, Vector
 from schemas.sample import TEXTS, make_text
 from stages.demo.scenes import draw_scene, render
 from stages.images.hashes import hash_image
 
+registry.import_file(Path(__file__).with_name("dup_rows.py"))  # the source
 COSINE = 0.92
 WIDTH = 24
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from pipeline.stage import Vector
 from stages.dedup import Dedup
 from stages.exact_dup import ExactDup
 from stages.semantic_dup import SEMANTIC, SemanticDup
-from tests.pipeline.drivers import driver, until
+from tests.pipeline.drivers import ten_kills
 
 PLUGIN = Path(__file__).with_name("dup_rows.py")
 registry.import_file(PLUGIN)
@@ -109,19 +107,5 @@ def test_ten_kills_during_a_resolve_change_nothing(tmp_path: Path, stage: str) -
     unbroken = fates(run(build_recipe(whole), tmp_path / "unbroken", RunOptions(executor="local", jobs=False)))
     folder = tmp_path / "run" / "resolved" / stage
     before = tmp_path / "run" / "verdicts" / {"near_dup": "planted_dups", "semantic_dup": "near_dup", "dedup": "semantic_dup"}[stage]
-    kills = 0
-    for nth in range(30):
-        with driver(PLUGIN, whole, tmp_path / "run") as process:
-            # The resolve runs from when the stage before it has judged all parts to when its own last part is committed: kills come all over that time.
-            until(lambda least=nth: len(list(before.glob("part-*"))) == 20 and len(list(folder.glob("part-*"))) >= least // 2, process, 250)
-            time.sleep(0.1 * (nth % 2))
-            broken_off = process.poll() is None and len(list(folder.glob("part-*"))) < 20
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        kills += broken_off
-        for path in folder.glob("part-*"):
-            path.unlink()  # else the next run would find it resolved
-        if kills == 10:
-            break
-    assert kills == 10
+    ten_kills(PLUGIN, whole, tmp_path / "run", folder, before, 20)
     assert fates(run(build_recipe(whole), tmp_path / "run", RunOptions(executor="local", jobs=False))) == unbroken
