@@ -26,6 +26,7 @@ COMMANDS = [
     ["bench_sandbox.py", "--processes", "2"],
     ["bench_captions.py"],
     ["bench_prefix.py"],
+    ["bench_expectation.py"],
     ["bench_mllm_memory.py"],
     ["bench_mllm_kills.py"],
 ]
