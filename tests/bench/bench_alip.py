@@ -3,9 +3,9 @@
     python tests/bench/bench_alip.py --steps 800 --seeds 3
     python tests/bench/bench_alip.py --steps 1600 --ways "InfoNCE on both" alip
 
-Scenes of the rendered world, each with a noisy alt-text and a short true caption; its objectives with the same model, steps and seeds:
-`clip` on the raw texts, `clip` on the captions, InfoNCE on both texts (`alip` with both gammas 0), `alip`, and `alip` with `h_init` 0. R@1 among held-out scenes, both
-ways, by their true alt-texts and by their captions. One JSON line per training, then the means.
+Scenes of the rendered world, each with a noisy alt-text and a short true caption; objectives with the same model, steps and seeds: `clip`
+on the raw texts, `clip` on the captions, InfoNCE on both texts (`alip` with both gammas 0), `alip`, and `alip` with `h_init` 0. R@1 among
+held-out scenes, both ways, by their true alt-texts and by their captions. One JSON line per training, then the means.
 """
 
 from __future__ import annotations
