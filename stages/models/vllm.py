@@ -154,6 +154,8 @@ class VllmChat:
 
         options = {key: self.spec[key] for key in ENGINE_KEYS if key in self.spec}
         options.setdefault("max_num_seqs", 64)
+        if not self._numbers_tree.whole:
+            options["scheduling_policy"] = "priority"  # a number's further digits come before new prompts, which would take their prompt's place in the cache
         if current_platform.is_cpu():
             options.setdefault("block_size", CPU_BLOCK)
         try:
@@ -204,9 +206,10 @@ class VllmChat:
         yes = yes_share((self._yes_no_ids[token], told[token]) for token in tokens if token in told) if sampling.yes_no and not sampling.numbers else None
         return ChatAnswer(made.text, n_tokens, "length" if made.finish_reason == "length" else "stop", asked, numbers, yes)
 
-    async def _generate(self, prompt: dict[str, Any], sampling: Any) -> Any:
+    async def _generate(self, prompt: dict[str, Any], sampling: Any, first: bool = False) -> Any:
+        """`first`: before what waits already."""
         engine = await self._running()
-        async for output in engine.generate(prompt, sampling, f"pairmill-{next(self._names)}"):
+        async for output in engine.generate(prompt, sampling, f"pairmill-{next(self._names)}", priority=-1 if first else 0):
             last = output
         self.prompt_tokens += len(last.prompt_token_ids)
         self.cached_tokens += last.num_cached_tokens or 0
@@ -252,7 +255,7 @@ class VllmChat:
         tokens = self._numbers_tree.tokens_after(path)
         longer = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *path]}
         parts = [tokens[at : at + MOST_TOKEN_IDS] for at in range(0, len(tokens), MOST_TOKEN_IDS)]
-        outputs = await asyncio.gather(*(self._generate(longer, self._sampling(Sampling(1), part)) for part in parts))
+        outputs = await asyncio.gather(*(self._generate(longer, self._sampling(Sampling(1), part), first=True) for part in parts))
         told = {token: chance for output in outputs for token, chance in _first_chances(output).items()}
         return {token: told[token] for token in tokens}, outputs
 
