@@ -20,6 +20,7 @@ COMMANDS = [
     ["bench_reading.py"],
     ["bench_image_table.py"],
     ["bench_clip.py"],
+    ["bench_alip.py"],
     ["bench_download.py"],
     ["bench_report.py"],
     ["bench_sandbox.py"],
