@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = {32: 31, 8: 6}  # by the bytes of a hash
 MIN_COSINE = 0.95
-MAX_DIFFERENCE = 10.0
+MAX_DIFFERENCE = 9.0
 REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reason.SEMANTIC_DUP}
 
 
@@ -38,7 +38,7 @@ class DedupParams(Params):
     )
     min_match: float = decides(0.9, "least match (crop_dup) of the thumbnails that joins two images by itself", ge=-1, le=1)
     max_difference: float | None = decides(
-        None, "grey levels that the thumbnails of images joined by match or cosine may differ in; null: 10, or crop_dup's search_difference where lower", ge=0
+        None, "grey levels that the thumbnails of images joined by match or cosine may differ in; null: 9, or crop_dup's search_difference where lower", ge=0
     )
     hash_difference: float | None = decides(
         None, "grey levels that the thumbnails of images joined by their hashes may differ in: for plain pictures, such as 20; null: any", ge=0

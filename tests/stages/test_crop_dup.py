@@ -30,7 +30,7 @@ ROWS = 24
 def recipe_of(crop: dict | None, dedup: dict | None = None, rows: int = ROWS, per_part: int = 10) -> dict:
     search = [{"near_dup": {"by": "phash"}}, {"semantic_dup": {"search_cosine": 0.85}}, *([] if crop is None else [{"crop_dup": crop}])]
     source = {"kind": "numbers_of_dups", "rows": rows, "rows_per_part": per_part}
-    return {"name": "crops", "input": source, "stages": ["planted_crops", *search, {"dedup": {"min_cosine": 0.95} | (dedup or {})}]}
+    return {"name": "crops", "input": source, "stages": ["planted_crops", *search, {"dedup": {"min_cosine": 0.95, "max_difference": 11} | (dedup or {})}]}
 
 
 def ran(out: Path, crop: dict | None, dedup: dict | None = None, per_part: int = 10) -> RunResult:
@@ -74,7 +74,7 @@ def test_moved_limits_measure_nothing_and_give_what_a_fresh_run_and_whatif_give(
     assert found == fates(ran(tmp_path / "fresh", {}, {"min_match": least}, per_part=7))
     nearer = fates(ran(tmp_path / "run", {}, {"max_difference": 6.5}))
     assert 0 < sum(row["reason"] is not None for row in nearer.values()) < 8
-    assert nearer == fates(ran(tmp_path / "narrow", {"search_difference": 6.5}))
+    assert nearer == fates(ran(tmp_path / "narrow", {"search_difference": 6.5}, {"max_difference": None}))
     with pytest.raises(Fatal, match="raise crop_dup.search_difference"):
         ran(tmp_path / "run", {}, {"max_difference": 20.5})
 
