@@ -30,7 +30,7 @@ class CropDupParams(Params):
 
     max_distance: int | None = decides(None, "pairs of near_dup up to so many bits apart are looked at; null: all that it found", ge=0)
     min_cosine: float | None = decides(None, "pairs of semantic_dup with at least this cosine are looked at; null: all that it found", le=1)
-    search_difference: float = decides(16.0, "pairs whose thumbnails nowhere differ by more grey levels are stored with how well they match", ge=0, le=1000)
+    search_difference: float = decides(20.0, "pairs whose thumbnails nowhere differ by more grey levels are stored with how well they match", ge=0, le=1000)
 
 
 class CropDup(Stage):
@@ -40,7 +40,7 @@ class CropDup(Stage):
     spoilt, and a difference in grey levels, that of the small block that differs most (`stages.images.registration.laid_over`). Of pairs that near_dup found
     one picture may bear a line of text that the other has not; pairs of semantic_dup alone must agree everywhere.
     `crop_evidence` holds the difference searched and the pairs with later rows that differ by no more. `dedup.min_match` moves freely, and
-    `dedup.max_difference` below `search_difference`, without a thumbnail.
+    `dedup.max_difference` and `hash_difference` below `search_difference`, without a thumbnail.
     """
 
     name: ClassVar[str] = "crop_dup"

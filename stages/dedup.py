@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = {32: 31, 8: 6}  # by the bytes of a hash
 MIN_COSINE = 0.95
-MAX_DIFFERENCE = 11.0
+MAX_DIFFERENCE = 9.0
 REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reason.SEMANTIC_DUP}
 
 
@@ -38,7 +38,10 @@ class DedupParams(Params):
     )
     min_match: float = decides(0.9, "least match (crop_dup) of the thumbnails that joins two images by itself", ge=-1, le=1)
     max_difference: float | None = decides(
-        None, "grey levels that the thumbnails of images joined by match or cosine may differ in; null: 11, or crop_dup's search_difference where lower", ge=0
+        None, "grey levels that the thumbnails of images joined by match or cosine may differ in; null: 9, or crop_dup's search_difference where lower", ge=0
+    )
+    hash_difference: float | None = decides(
+        None, "grey levels that the thumbnails of images joined by their hashes may differ in: for plain pictures, such as 20; null: any", ge=0
     )
     reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
@@ -51,9 +54,9 @@ class Dedup(Stage):
     Rows with equal `raw_sha256` are one component; behind near_dup so are rows with equal hashes, and with hashes within `max_distance`; behind
     semantic_dup rows whose embeddings have at least the cosine `min_cosine` (and whose pHashes are within `semantic_bits`, where that is given); behind
     crop_dup rows whose thumbnails match by at least `min_match`; there matches and cosines count only of rows whose thumbnails nowhere differ by more than
-    `max_difference`. Links are taken from the nearest to the farthest, a cosine as its share of the way from
-    1 to `min_cosine`, a match as its share of that from 1 to `min_match`; one that would join two groups whose centres lie further apart than `reach`
-    times the limit, by all measures, is weak and left out.
+    `max_difference`, near hashes of those that differ by no more than `hash_difference`, where that is given. Links are taken from the nearest to the
+    farthest, a cosine as its share of the way from 1 to `min_cosine`, a match as its share of that from 1 to `min_match`; one that would join two groups
+    whose centres lie further apart than `reach` times the limit, by all measures, is weak and left out.
     The keeper is the row with the most pixels, then the highest clip_score, then the least sample_id. Its `texts` are those of all rows, each text
     once, best clip_score first, with the row it came from as `source`. `kind`: 'bytes' where a better row of the component has the same bytes, 'near'
     where bytes and hashes alone tie it to a better row, else 'semantic'. `distance`, `cosine`: between the row and its keeper. `dup_component` is the
@@ -107,10 +110,8 @@ class Dedup(Stage):
             groups_by(con, "struct_extract(near_evidence, 'hash')", "dup_hash")
             same.append(_equal(con, "dup_hash"))
         width, most, near = self._near_links(con) if hashed else (0, SEMANTIC_STEPS, NO_LINKS)
-        compared = self._compared(con)
-        matched = matched_links(con, self.params.min_match, most) if compared else NO_LINKS
         scale, semantic = self._semantic_links(con, most) if embedded else (0.0, NO_LINKS)
-        semantic = same_pictures(con, semantic) if compared else semantic
+        near, semantic, matched = self._compared(con, near, semantic, most)
         keys, label, plain = joined(same, near, semantic, int(most * self.params.reach), Measures(con, width, scale), matched)
         place = {"part": (keys >> 32).astype(np.int32), "row": (keys & 0xFFFFFFFF).astype(np.int32)}
         con.register("dup_found", pa.table({**place, "component": label, "near": plain}))
@@ -154,23 +155,26 @@ class Dedup(Stage):
         scale = max(most, 1) / max(1 - least, 1e-4)
         return scale, self._alike(con, links_of(con, "semantic_evidence", f"round((1 - p.cosine) * {scale})", f"round(p.cosine, 4) >= {least}"))
 
-    def _compared(self, con: duckdb.DuckDBPyConnection) -> bool:
-        """Whether crop_dup has compared thumbnails; the pairs that differ little enough go to the table dup_matches."""
-        con.execute("CREATE OR REPLACE TABLE dup_matches (a BIGINT, b BIGINT, match FLOAT)")
+    def _compared(self, con: duckdb.DuckDBPyConnection, near: Links, semantic: Links, most: int) -> tuple[Links, Links, Links]:
+        """The links of near hashes and embeddings between thumbnails that agree, and those that their match makes; without crop_dup all hold."""
+        con.execute("CREATE OR REPLACE TABLE dup_matches (a BIGINT, b BIGINT, match FLOAT, difference FLOAT)")
         if not has_evidence(con, "crop_evidence"):
-            return False
+            return near, semantic, NO_LINKS
         known = con.sql("SELECT crop_evidence.within FROM rows WHERE crop_evidence IS NOT NULL LIMIT 1").fetchall()
         if not known:
-            return False
+            return near, semantic, NO_LINKS
         [(within,)] = known
-        most = min(MAX_DIFFERENCE, within) if self.params.max_difference is None else self.params.max_difference
-        if most > round(within, 4):
-            raise Fatal(
-                f"{self.instance}: max_difference {most:g} is more than the {within:g} grey levels up to which crop_dup kept pairs; "
-                "raise crop_dup.search_difference"
-            )
-        keep_matches(con, most)
-        return True
+        levels = min(MAX_DIFFERENCE, within) if self.params.max_difference is None else self.params.max_difference
+        loose = self.params.hash_difference
+        for name, limit in (("max_difference", levels), ("hash_difference", loose or 0)):
+            if limit > round(within, 4):
+                raise Fatal(
+                    f"{self.instance}: {name} {limit:g} is more than the {within:g} grey levels up to which crop_dup kept pairs; "
+                    "raise crop_dup.search_difference"
+                )
+        keep_matches(con)
+        near = near if loose is None else same_pictures(con, near, loose)
+        return near, same_pictures(con, semantic, levels), matched_links(con, self.params.min_match, levels, most)
 
     def _alike(self, con: duckdb.DuckDBPyConnection, links: Links) -> Links:
         return links if self.params.semantic_bits is None else seen_alike(con, links, self.params.semantic_bits)

@@ -20,32 +20,35 @@ def seen_alike(con: duckdb.DuckDBPyConnection, links: Links, most: int) -> Links
     return _those(con, links, f"JOIN dup_seen one ON one.key = a JOIN dup_seen other ON other.key = b WHERE bit_count(xor(one.bits, other.bits)) <= {most}")
 
 
-def keep_matches(con: duckdb.DuckDBPyConnection, most: float) -> None:
-    """Table dup_matches (a, b, match): the pairs that crop_dup stored whose thumbnails nowhere differ by more than `most` grey levels, a before b."""
+def keep_matches(con: duckdb.DuckDBPyConnection) -> None:
+    """Table dup_matches (a, b, match, difference): the pairs that crop_dup stored, a before b, both alive."""
     con.execute(
         f"""
         CREATE OR REPLACE TABLE dup_matches AS
-        SELECT a, b, p.match AS match
+        SELECT a, b, p.match AS match, p.difference AS difference
         FROM (SELECT a, p, p.part::BIGINT * 4294967296 + p."row" AS b
-              FROM (SELECT {ROW_KEY} AS a, unnest(crop_evidence.pairs) AS p FROM rows WHERE crop_evidence.pairs IS NOT NULL)
-              WHERE round(p.difference, 2) <= {most})
+              FROM (SELECT {ROW_KEY} AS a, unnest(crop_evidence.pairs) AS p FROM rows WHERE crop_evidence.pairs IS NOT NULL))
         SEMI JOIN (SELECT {ROW_KEY} AS b FROM rows) USING (b)
         """
     )
 
 
-def matched_links(con: duckdb.DuckDBPyConnection, least: float, most: int) -> Links:
-    """Pairs of dup_matches that match by at least `least`, so measured that the least match that joins counts as `most` bits."""
-    scale = most / max(1 - least, 1e-4)
+def matched_links(con: duckdb.DuckDBPyConnection, least: float, most: float, bits: int) -> Links:
+    """Pairs of dup_matches that match by at least `least` and differ by at most `most` grey levels, so measured that the least match counts as `bits`."""
+    scale = bits / max(1 - least, 1e-4)
     found = con.sql(
-        f"SELECT a, b, CAST(round((1 - match) * {scale}) AS BIGINT) AS distance FROM dup_matches WHERE round(match, 4) >= {least} ORDER BY a, b"
+        f"""
+        SELECT a, b, CAST(round((1 - match) * {scale}) AS BIGINT) AS distance FROM dup_matches
+        WHERE round(match, 4) >= {least} AND round(difference, 2) <= {most} ORDER BY a, b
+        """
     ).to_arrow_table()
     return Links(*(found[name].to_numpy() for name in ("a", "b", "distance")))
 
 
-def same_pictures(con: duckdb.DuckDBPyConnection, links: Links) -> Links:
-    """Those links whose two rows stand in dup_matches, in the one order or the other."""
-    return _those(con, links, "SEMI JOIN dup_matches m ON m.a = least(dup_links.a, dup_links.b) AND m.b = greatest(dup_links.a, dup_links.b)")
+def same_pictures(con: duckdb.DuckDBPyConnection, links: Links, most: float) -> Links:
+    """Those links whose two rows stand in dup_matches, in the one order or the other, and differ by at most `most` grey levels."""
+    pairs = f"(SELECT a, b FROM dup_matches WHERE round(difference, 2) <= {most}) m"
+    return _those(con, links, f"SEMI JOIN {pairs} ON m.a = least(dup_links.a, dup_links.b) AND m.b = greatest(dup_links.a, dup_links.b)")
 
 
 def _those(con: duckdb.DuckDBPyConnection, links: Links, joined: str) -> Links:

@@ -35,7 +35,7 @@ RULES: dict[str, dict[str, Any]] = {
     "near_dup": {"by": "pdq", "search_distance": 80, "min_quality": 0},
     "semantic_dup": {"search_cosine": 0.85},
     "crop_dup": {},
-    "dedup": {"max_distance": 24, "semantic_bits": 24},
+    "dedup": {"max_distance": 24, "semantic_bits": 24, "hash_difference": 20},
 }
 
 

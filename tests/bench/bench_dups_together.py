@@ -23,7 +23,8 @@ from stages.vectors.blocks import unit
 
 EDITS = ("jpeg 50", "resize 0.5", "crop 2%", "crop 5%", "crop 10%", "border 3%", "border 8%", "text 5%", "text 10%")
 LEAST_QUALITY = 50
-RULE = "PDQ 24, or difference 11 with match 0.9 or with cosine 0.95 and pHash 24"
+FIRST = "PDQ 24, or difference 11 with match 0.9 or with cosine 0.95 and pHash 24"
+RULE = "PDQ 24 with difference 20, or difference 9 with match 0.9 or with cosine 0.95 and pHash 24"
 LOOKED_BITS, LOOKED_COSINE = 80, 0.85  # pairs whose thumbnails are compared
 
 
@@ -78,7 +79,7 @@ def _bits(hashes: list[bytes]) -> np.ndarray:
 
 def rules(s: Seen) -> dict[str, np.ndarray]:
     alike, near, same = ((s.cosine >= least) & (s.phash <= 24) for least in (0.93, 0.95, 0.97))
-    agree = s.difference <= 11
+    first, agree = s.difference <= 11, s.difference <= 9
     return {
         "pHash 2, whole": (s.wphash <= 2) & s.wgood,
         "pHash 2, all": s.phash <= 2,
@@ -92,15 +93,16 @@ def rules(s: Seen) -> dict[str, np.ndarray]:
         "PDQ 24, or match 0.94": (s.pdq <= 24) | (s.match >= 0.94),
         "PDQ 24, or cosine 0.97 with pHash 24": (s.pdq <= 24) | same,
         "PDQ 24, or cosine 0.97 with pHash 24, or match 0.94": (s.pdq <= 24) | same | (s.match >= 0.94),
-        "PDQ 24, or difference 11": (s.pdq <= 24) | agree,
-        "PDQ 24, or difference 11 with match 0.9": (s.pdq <= 24) | (agree & (s.match >= 0.9)),
-        RULE: (s.pdq <= 24) | (agree & (near | (s.match >= 0.9))),
+        "PDQ 24, or difference 11": (s.pdq <= 24) | first,
+        "PDQ 24, or difference 11 with match 0.9": (s.pdq <= 24) | (first & (s.match >= 0.9)),
+        FIRST: (s.pdq <= 24) | (first & (near | (s.match >= 0.9))),
+        RULE: ((s.pdq <= 24) & (s.difference <= 20)) | (agree & (near | (s.match >= 0.9))),
     }
 
 
 DRAWN = (
     ("PDQ 31, whole", "#9aa7b4"), ("PDQ 31, all", "#4a90c2"), ("PDQ 60, or cosine 0.93 with pHash 24", "#d9772b"),
-    (RULE, "#3c8d4f"),
+    (FIRST, "#3c8d4f"),
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ ROWS = 24
 def recipe_of(crop: dict | None, dedup: dict | None = None, rows: int = ROWS, per_part: int = 10) -> dict:
     search = [{"near_dup": {"by": "phash"}}, {"semantic_dup": {"search_cosine": 0.85}}, *([] if crop is None else [{"crop_dup": crop}])]
     source = {"kind": "numbers_of_dups", "rows": rows, "rows_per_part": per_part}
-    return {"name": "crops", "input": source, "stages": ["planted_crops", *search, {"dedup": {"min_cosine": 0.95} | (dedup or {})}]}
+    return {"name": "crops", "input": source, "stages": ["planted_crops", *search, {"dedup": {"min_cosine": 0.95, "max_difference": 11} | (dedup or {})}]}
 
 
 def ran(out: Path, crop: dict | None, dedup: dict | None = None, per_part: int = 10) -> RunResult:
@@ -74,9 +74,9 @@ def test_moved_limits_measure_nothing_and_give_what_a_fresh_run_and_whatif_give(
     assert found == fates(ran(tmp_path / "fresh", {}, {"min_match": least}, per_part=7))
     nearer = fates(ran(tmp_path / "run", {}, {"max_difference": 6.5}))
     assert 0 < sum(row["reason"] is not None for row in nearer.values()) < 8
-    assert nearer == fates(ran(tmp_path / "narrow", {"search_difference": 6.5}))
+    assert nearer == fates(ran(tmp_path / "narrow", {"search_difference": 6.5}, {"max_difference": None}))
     with pytest.raises(Fatal, match="raise crop_dup.search_difference"):
-        ran(tmp_path / "run", {}, {"max_difference": 16.5})
+        ran(tmp_path / "run", {}, {"max_difference": 20.5})
 
 
 def test_near_embeddings_join_only_what_differs_nowhere(tmp_path: Path) -> None:
@@ -85,6 +85,19 @@ def test_near_embeddings_join_only_what_differs_nowhere(tmp_path: Path) -> None:
     assert sum(row["reason"] is not None for row in alone.values()) == 16
     seen = fates(ran(tmp_path / "run", {}, {"min_cosine": 0.9, "min_match": 1.0}))
     assert {number for number, row in seen.items() if row["reason"] == "semantic_dup"} == {number for number in seen if number % 3 == 1}
+
+
+def test_near_hashes_join_what_differs_only_without_a_limit_on_it(tmp_path: Path) -> None:
+    """All hashes are near at 30 bits; of a group the third row shows another scene."""
+    def gone(**dedup: float) -> set[int]:
+        recipe = recipe_of({"search_difference": 30}, {"max_distance": 30, "min_match": 1.0, "min_cosine": 1.0} | dedup)
+        recipe["stages"][1] = {"near_dup": {"by": "phash", "search_distance": 30}}
+        return {number for number, row in fates(run(build_recipe(recipe), tmp_path / "run", RunOptions(executor="local", jobs=False))).items() if row["reason"]}
+
+    crops = {number for number in range(ROWS) if number % 3 == 1}
+    assert gone() > crops and gone(hash_difference=30) == crops
+    with pytest.raises(Fatal, match="hash_difference 31 is more than the 30"):
+        gone(hash_difference=31)
 
 
 def test_recut_with_a_moved_match_equals_a_fresh_run(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not os.environ.get("PAIRMILL_TEST_DATA") or not 
 
 TOGETHER = [  # the rule of docs/near_duplicates.md for cropped, framed and written-on copies
     {"clip_score": {"model": "clip", "min": None}}, {"near_dup": {"by": "pdq", "search_distance": 80, "min_quality": 0}},
-    {"semantic_dup": {"search_cosine": 0.85}}, "crop_dup", {"dedup": {"max_distance": 24, "semantic_bits": 24}},
+    {"semantic_dup": {"search_cosine": 0.85}}, "crop_dup", {"dedup": {"max_distance": 24, "semantic_bits": 24, "hash_difference": 20}},
 ]  # fmt: skip
 
 
