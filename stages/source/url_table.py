@@ -114,11 +114,11 @@ class UrlTable(Source):
     def _wanted(self, file: TableFile, schema: pa.Schema) -> list[str]:
         """The columns used of a file. Raises RecipeError with the nearest name where one is missing."""
         names = schema.names
-        images = image_columns(schema)
+        images = _images(file, schema)
         if self.params.url not in names and images and not nearest(self.params.url, names):
             raise RecipeError(
-                f"input.url: {file.path} has no column {self.params.url!r}, and its column {images[0]!r} holds bytes; if these are the images, "
-                f"read it with input.kind=image_table and input.image={images[0]}"
+                f"input.url: {file.path} has no column {self.params.url!r}; it has {some(names)}, of which {images[0]!r} holds bytes: if these are the images, "
+                f"read it with input.kind=image_table and input.image={images[0]}, else name a column with --set input.url=COLUMN"
             )
         carried = self.params.columns_to_carry
         asked = {"url": self.params.url, "text": self.params.text}
@@ -133,7 +133,7 @@ class UrlTable(Source):
 
     @cached_property
     def _no_url(self) -> str:
-        images = image_columns(self.files[0].schema())
+        images = _images(self.files[0], self.files[0].schema())
         return f"the row has no URL; if column {images[0]!r} holds the images, read them with input.kind=image_table" if images else "the row has no URL"
 
     @cached_property
@@ -170,6 +170,11 @@ class UrlTable(Source):
         return pa.RecordBatch.from_arrays(
             arrays, names=[*SOURCE_COLUMNS, *self._carried.values(), "failure", "failure_detail"]
         )
+
+
+def _images(file: TableFile, schema: pa.Schema) -> list[str]:
+    """Columns that may hold images: bytes in Parquet (texts of CSV are read as bytes too)."""
+    return image_columns(schema) if file.format == "parquet" else []
 
 
 def _decoded(value: str | bytes | None) -> str:

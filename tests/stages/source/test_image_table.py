@@ -219,13 +219,16 @@ def test_what_a_new_user_gets_wrong_is_told_with_file_and_column(tmp_path):
 
 def test_url_table_tells_of_image_table_where_there_are_bytes_and_no_url(tmp_path):
     path = write(tmp_path / "t.parquet", table_of(3))
-    with pytest.raises(RecipeError, match=r"no column 'url', and its column 'image' holds bytes.*input.kind=image_table"):
+    with pytest.raises(RecipeError, match=r"no column 'url'; it has .*, of which 'image' holds bytes.*input.kind=image_table"):
         UrlTable(UrlTable.Params(table=str(path))).extra_columns()
     nulls = write(tmp_path / "nulls.parquet", table_of(3).append_column("url", pa.nulls(3, pa.string())))
     (row, *_) = [row for batch in UrlTable(UrlTable.Params(table=str(nulls), text=None)).batches() for row in batch.to_pylist()]
     assert row["failure"] == "bad_row" and "input.kind=image_table" in row["failure_detail"]
     with pytest.raises(RecipeError, match="input.kind=image_table"):
         UrlTable(UrlTable.Params(table=str(write(tmp_path / "t.arrow", table_of(1))))).extra_columns()
+    (tmp_path / "t.csv").write_text("url,caption\n,a dog\n")  # whose texts are read as bytes, and hold no images
+    (row,) = [row for batch in UrlTable(UrlTable.Params(table=str(tmp_path / "t.csv"), text="caption")).batches() for row in batch.to_pylist()]
+    assert row["failure"] == "bad_row" and row["failure_detail"] == "the row has no URL"
 
 
 def test_an_arrow_stream_that_was_cut_is_told(tmp_path):
