@@ -39,6 +39,7 @@ class TextStructure(Stage):
     seconds_per_row = 5e-4
 
     def compute(self, rows: Sequence[Row], ctx: Context) -> list[Values | Failure]:
+        """Both counts of each row; nulls for another language than English."""
         results: list[Values | Failure] = []
         for row in rows:
             if row["lang"] not in (None, ENGLISH):

@@ -19,6 +19,7 @@ from stages.models.weights import check_keys, device_of, engine_digest, local_we
 METHOD = "perplexity"
 MACHINE_KEYS = frozenset({"batch_size"})
 MAX_TOKENS = 512
+MOST_NATS = 80.0  # per token; more would be infinite in float32, which JSON cannot hold
 _KEYS = frozenset({"revision", "device", "dtype", "batch_size", "max_tokens", "threads"})
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -87,7 +88,7 @@ class CausalLm:
             places = readable[first : first + self.batch_size]
             for at, loss in zip(places, self._losses([ids[at] for at in places]), strict=True):
                 count = len(ids[at]) - 1
-                found[at] = (math.exp(min(700.0, loss / count)), count)
+                found[at] = (math.exp(min(MOST_NATS, loss / count)), count)
         return found
 
     def _losses(self, ids: list[list[int]]) -> list[float]:
