@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import NodeDiedError, RayActorError, RayError, WorkerCrashedError
 
@@ -32,7 +33,7 @@ from pipeline.storage import Place
 from pipeline.store import Store
 
 RECOUNT_S = 10.0
-MOST_END_S = 10.0  # that tasks which were killed take to be gone
+AGENTS_END_S = 2.0  # that the processes of a Ray which was shut down take to be gone; the rest is killed
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -197,15 +198,12 @@ class RayExecutor:
         self._actors = []
 
     def close(self) -> None:
-        """End what runs: a task that is left (after a stop, an error or Ctrl+C) is killed, and has begun and committed nothing after this."""
-        left, self._running = list(self._running), {}
-        with suppress(RayError):  # a cluster that is gone has no tasks left
-            for reference in left:
-                ray.cancel(reference, force=True)
-            if left:
-                ray.wait(left, num_returns=len(left), timeout=MOST_END_S)
+        """End what runs. After this no task begins: none is sent, and one on another machine that lives a moment longer finds the lock gone.
+
+        (`ray.cancel` is of no use here: Ray 2.60 aborts the whole process when a task ends while it is cancelled.)"""
+        self._running = {}
         self.release_models()
-        ray.shutdown()
+        end_ray()
 
 
 def live_nodes() -> int:
@@ -242,6 +240,20 @@ def _worker_variables() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def end_ray() -> None:
+    """Disconnect; a Ray that was started by this process is gone afterwards, with all its processes."""
+    family: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            family += child.children(recursive=True) if child.name() == "raylet" else []
+    ray.shutdown()
+    # Ray kills a raylet that is not gone within a second. Its agents then try for a minute to report that to a cluster which is gone too.
+    _, left = psutil.wait_procs(family, timeout=AGENTS_END_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager

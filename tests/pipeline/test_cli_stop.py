@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,30 @@ class Slow(Stage):
 '''
 
 
+SLOW_RAYLET = """
+import signal, sys
+import psutil
+from ray._private.node import Node
+from pipeline.ray_executor import end_ray, start_ray
+
+if __name__ == "__main__":
+    start_ray(1, None)
+    (raylet,) = [process for process in psutil.Process().children() if process.name() == "raylet"]
+    family = [raylet, *raylet.children(recursive=True)]
+    assert len(family) > 2, family
+    kill = Node.kill_all_processes
+
+    def stop_first(*args, **options):
+        raylet.send_signal(signal.SIGSTOP)
+        kill(*args, **options)
+
+    Node.kill_all_processes = stop_first
+    end_ray()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    sys.exit(f"left: {alive}" if alive else 0)
+"""
+
+
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One file for all tests: a second one of this process may not define a stage of the same name."""
@@ -68,7 +93,7 @@ def start_and_stop(tmp_path: Path, plugin: Path, out: Path, number: int, executo
     process.send_signal(number)
     told, notes = process.communicate(timeout=60)
     _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
+    assert alive == [], (process.returncode, told, notes)
     assert executor != "ray" or children
     return process.returncode, told, notes
 
@@ -95,6 +120,14 @@ def test_a_signal_stops_cleanly_and_the_same_command_goes_on(tmp_path, plugin, n
 
 
 def test_ctrl_c_with_ray_leaves_no_worker_behind(tmp_path, plugin):
-    """The one test here that starts Ray (10 to 25 s)."""
+    """Starts Ray (10 to 25 s), as the next one does."""
     out = tmp_path / "run"
     check_stopped(tmp_path, plugin, out, *start_and_stop(tmp_path, plugin, out, signal.SIGINT, "ray"))
+
+
+def test_a_raylet_too_slow_to_end_in_the_second_that_ray_gives_it_leaves_no_agent_behind(tmp_path):
+    """Its two agents would live on for about a minute."""
+    script = tmp_path / "slow_raylet.py"
+    script.write_text(SLOW_RAYLET)
+    ended = subprocess.run([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
