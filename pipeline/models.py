@@ -20,8 +20,8 @@ MACHINE_KEYS = frozenset({"replicas", "gpu_share", "placement", "device", "threa
 
 def kind_module(spec: dict[str, Any]) -> ModuleType:
     """The module of a model's kind. Beside `identity`, `load` and METHOD (what its models are asked, a stage's `model_method`) it may have MACHINE_KEYS
-    (options that make no answer), SHARED (one engine serves all workers), USES_GPU, and `concurrency(spec)`: so many calls at a time, each with one
-    request. Raises RecipeError."""
+    (options that make no answer), ONLY_STAGES (names of the stages that may ask it, where not all may), SHARED (one engine serves all workers), USES_GPU,
+    and `concurrency(spec)`: so many calls at a time, each with one request. Raises RecipeError."""
     available = registry.built_in_modules("stages.models")
     if spec["kind"] not in available:
         raise RecipeError(f"models: unknown kind {spec['kind']!r}{registry.nearest(spec['kind'], available)}")
@@ -31,14 +31,19 @@ def kind_module(spec: dict[str, Any]) -> ModuleType:
     return module
 
 
-def check_method(spec: dict[str, Any], method: str, where: str) -> None:
-    """Raises RecipeError, which begins with `where`, for a model of a kind that cannot be asked this."""
-    own = kind_module(spec).METHOD
-    if own != method:
-        kinds = [importlib.import_module(module) for module in registry.built_in_modules("stages.models").values()]
-        able = sorted(module.__name__.rpartition(".")[2] for module in kinds if getattr(module, "METHOD", None) == method)
-        told = f"is of kind {spec['kind']}, which answers {own!r}, and this stage asks for {method!r}"
-        raise RecipeError(f"{where} {told}: name a model of kind {' or '.join(able)}")
+def check_method(spec: dict[str, Any], method: str, stage: str, where: str) -> None:
+    """Raises RecipeError, which begins with `where`, for a model of a kind that cannot be asked this, or not by this stage."""
+    module = kind_module(spec)
+    if module.METHOD == method and _may_ask(module, stage):
+        return
+    kinds = [importlib.import_module(one) for one in registry.built_in_modules("stages.models").values()]
+    able = sorted(one.__name__.rpartition(".")[2] for one in kinds if getattr(one, "METHOD", None) == method and _may_ask(one, stage))
+    does = f"answers {module.METHOD!r}, and this stage asks for {method!r}" if module.METHOD != method else f"is for {' and '.join(module.ONLY_STAGES)} only"
+    raise RecipeError(f"{where} is of kind {spec['kind']}, which {does}: name a model of kind {' or '.join(able)}")
+
+
+def _may_ask(module: ModuleType, stage: str) -> bool:
+    return stage in getattr(module, "ONLY_STAGES", (stage,))
 
 
 def model_identity(spec: dict[str, Any]) -> str:

@@ -253,7 +253,7 @@ def _models(data: dict[str, Any], users: list[Any]) -> dict[str, dict[str, Any]]
             hint = registry.nearest(str(wanted), models)
             raise RecipeError(f"stages.{user.instance}.model: no model {wanted!r}{hint}; the recipe's models: {', '.join(models) or 'none'}")
         if getattr(user, "model_method", ""):
-            check_method(models[wanted], user.model_method, f"stages.{user.instance}.model: {wanted!r}")
+            check_method(models[wanted], user.model_method, user.name, f"stages.{user.instance}.model: {wanted!r}")
     return {name: dict(spec) for name, spec in models.items()}
 
 

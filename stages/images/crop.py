@@ -25,11 +25,18 @@ def crop_image(data: bytes, size: int, mode: str = "shortest", filter: str = "bi
     shrinks = goal[0] < width and goal[1] < height
     smallest = goal if shrinks else (0, 0)
     pixels = decode(data, header, pixel_limit=_NO_LIMIT, min_width=smallest[0], min_height=smallest[1])
+    return crop_pixels(pixels, size, mode, filter, (width, height))
+
+
+def crop_pixels(pixels: np.ndarray, size: int, mode: str = "shortest", filter: str = "bicubic", original: tuple[int, int] | None = None) -> np.ndarray:
+    """The same of decoded pixels uint8 [H, W, 3]; `original`: width and height of the image where it was decoded smaller."""
+    width, height = original or (pixels.shape[1], pixels.shape[0])
     image, resample = Image.fromarray(pixels), _FILTERS[filter]
     if mode == "squash":
         return np.asarray(image.resize((size, size), resample))
     if mode == "longest":
-        small = image.resize((max(1, goal[0]), max(1, goal[1])), resample)
+        scale = size / max(width, height)
+        small = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resample)
         square = Image.new("RGB", (size, size))
         square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
         return np.asarray(square)

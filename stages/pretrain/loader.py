@@ -46,8 +46,9 @@ def read_sample(samples: Samples, index: int, epoch: int, seed: int, needs: Need
     key = samples.key(index)
     made: dict[str, np.ndarray] = {}
     try:
-        image = samples.image(index)
+        image = samples.image(index) if needs.views else None
         for name in needs.views:
+            assert image is not None
             if name == "eval":
                 made[name] = eval_view(image, views.size, views.interpolation, views.resize_mode)
             else:
