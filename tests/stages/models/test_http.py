@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -204,3 +205,19 @@ def test_vllms_own_server_gives_the_engines_answers(vllm_spec: dict[str, Any], v
     found = load(vllm_server, name="served").chat([request(0, "dog " * 2000), request(1)])
     assert isinstance(found[0], Failure) and found[0].code == FailureCode.MODEL_ERROR and "context length" in found[0].detail
     assert isinstance(found[1], ChatAnswer)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"concurrency": 0}, "concurrency of a model of kind http must be a whole number above 0, found 0"),
+        ({"retries": -1}, "retries of a model of kind http must be a whole number from 0 on, found -1"),
+        ({"timeout_s": "soon"}, "timeout_s of a model of kind http must be a number above 0, found 'soon'"),
+        ({"requests_per_minute": "fast"}, "requests_per_minute of a model of kind http must be a number from 0 on, found 'fast'"),
+    ],
+)
+def test_a_number_that_is_none_or_too_low_is_refused_before_the_run(option: dict[str, Any], told: str) -> None:
+    spec = {"kind": "http", "name": "x", "url": "http://h"}
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        kind.identity(spec | option)
+    assert kind.identity(spec | {"requests_per_minute": None, "retries": 0}) == kind.identity(spec)
