@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
+from pipeline.errors import Fatal, RecipeError
 from pipeline.registry import nearest
+from stages.models.rendering import Renderer
 
 BUNDLED = "bundled:"
 BUNDLED_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
@@ -18,11 +19,24 @@ COMMON_KEYS = frozenset({"kind", "name", "weights", "max_pixels", "replicas", "g
 DEFAULT_MAX_PIXELS = 448 * 448
 # Lowest values of options that are numbers: whole ones, and others.
 _WHOLE = dict.fromkeys(
-    ("replicas", "concurrency", "threads", "batch_size", "max_model_len", "max_num_seqs", "tensor_parallel_size", "block_size", "encoder_cache_tokens"), 1
+    (
+        "replicas",
+        "concurrency",
+        "threads",
+        "batch_size",
+        "max_model_len",
+        "max_num_seqs",
+        "tensor_parallel_size",
+        "block_size",
+        "encoder_cache_tokens",
+        "kv_cache_gb",
+    ),
+    1,
 ) | {"retries": 0}
 _NUMBERS = dict.fromkeys(("num_cpus", "gpu_share", "processor_cache_gb", "requests_per_minute", "seconds"), 0.0) | dict.fromkeys(
-    ("timeout_s", "kv_cache_gb", "gpu_memory_utilization"), 1e-9
+    ("timeout_s", "gpu_memory_utilization"), 1e-9
 )  # fmt: skip
+_DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
 _MAY_BE_NULL = frozenset({"requests_per_minute"})
 
 
@@ -35,6 +49,8 @@ def check_keys(spec: Mapping[str, Any], known: Iterable[str]) -> None:
     pixels = spec.get("max_pixels", DEFAULT_MAX_PIXELS)
     if not isinstance(pixels, int) or pixels < 1:
         raise RecipeError(f"models: max_pixels must be a whole number of pixels such as {DEFAULT_MAX_PIXELS} (448 x 448), found {pixels!r}")
+    if spec.get("dtype", "auto") not in _DTYPES:
+        raise RecipeError(f"models: dtype {spec['dtype']!r} is none of {', '.join(_DTYPES)}")
     for key, value in spec.items():
         whole, lowest = key in _WHOLE, _WHOLE.get(key, _NUMBERS.get(key))
         if lowest is None or (value is None and key in _MAY_BE_NULL):
@@ -80,6 +96,18 @@ def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     if isinstance(cached, str):
         return "ok", f"{spec['weights']}: cached in {Path(cached).parent}", ""
     return "warning", f"{spec['weights']}: not cached; fetched when the stage starts", "without a network set `weights` of this model to a local folder"
+
+
+def load_renderer(weights: str, revision: str) -> Renderer:
+    """Template and tokenizer of a model's folder or name. Raises Fatal where they cannot be read, or put no image into a prompt."""
+    from transformers import AutoProcessor
+
+    try:
+        renderer = Renderer(AutoProcessor.from_pretrained(weights, revision=revision))
+        renderer.render("", "a", has_image=True)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:  # what transformers raises for files that are no model's
+        raise Fatal(f"models: could not load the processor of {weights}: {type(error).__name__}: {error}") from error
+    return renderer
 
 
 def device_of(spec: Mapping[str, Any]) -> str:
