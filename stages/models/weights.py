@@ -100,12 +100,21 @@ def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def load_renderer(weights: str, revision: str) -> Renderer:
     """Template and tokenizer of a model's folder or name. Raises Fatal where they cannot be read, or put no image into a prompt."""
+    from jinja2 import TemplateError
     from transformers import AutoProcessor
 
     try:
         renderer = Renderer(AutoProcessor.from_pretrained(weights, revision=revision))
-        renderer.render("", "a", has_image=True)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:  # what transformers raises for files that are no model's
+        renderer.render("a", "a", has_image=True)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        TemplateError,
+    ) as error:  # what transformers raises for files that are no model's
         raise Fatal(f"models: could not load the processor of {weights}: {type(error).__name__}: {error}") from error
     return renderer
 

@@ -7,13 +7,13 @@ per sample, a plain mixture beats fused text). Six modes: COSMO (Wang et al. 202
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from pipeline.registry import nearest
 from stages.pretrain.errors import TrainError
 
 ALT_TEXT = "alt_text"
@@ -90,7 +90,9 @@ def check_mix(mix: TextMix, kinds: Collection[str], option: str = "text") -> Non
     there = f"its texts are of the kinds {', '.join(sorted(kinds)) or '(none)'}"
     if shares is not None:
         for kind in (kind for kind, share in shares.items() if share > 0 and kind not in kinds):
-            raise TrainError(f"option {option}: no text of the dataset is of kind {kind!r}{nearest(kind, kinds)}; {there}")
+            close = difflib.get_close_matches(kind, sorted(kinds), n=1)
+            guess = f" (did you mean {close[0]!r}?)" if close else ""
+            raise TrainError(f"option {option}: no text of the dataset is of kind {kind!r}{guess}; {there}")
     elif mix not in ("caption", "random", "noisy_only") and not set(kinds) - {ALT_TEXT}:
         raise TrainError(f"option {option}: {mix} asks for generated texts, and the dataset has none; {there}")
 
