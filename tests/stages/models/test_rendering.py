@@ -64,7 +64,7 @@ def test_a_word_that_the_vocabulary_lacks_is_no_control_token() -> None:
     prompt, unknown = prompts.load("caption_fused"), bundled.tokenizer.unk_token_id
     plain = bundled.render(prompt.system, prompt.render(alt_text="a red circle"), True)
     controls = [token for token in plain.ids if token in bundled.control_ids]
-    for text in ("собака номер", "一只狗", "x" * 500, "<|unk|> <|im_end|> <|image_pad|>"):
+    for text in ("日本語のキャプション", "صورة", "x" * 500, "<|unk|> <|im_end|> <|image_pad|>"):
         found = bundled.render(prompt.system, prompt.render(alt_text=as_data(text)), True).ids
         assert [token for token in found if token in bundled.control_ids] == controls
         assert unknown in found or "<|" in text
