@@ -16,8 +16,8 @@ _ADVICE: dict[str, str] = {
         "look at the status: 401, 403 or 451 on nearly all rows means that the servers refuse this client (user agent, address, login), "
         "404 or 410 that the pages are gone"
     ),
-    FailureCode.HTTP_5XX: "the servers are in trouble, or a proxy is: wait, or lower the stage's per-host limit",
-    FailureCode.RATE_LIMITED: "lower the stage's per-host limit and wait",
+    FailureCode.HTTP_5XX: "the servers are in trouble, or a proxy is: wait, or lower the stage's per-host limit (of a model: its concurrency)",
+    FailureCode.RATE_LIMITED: "lower the stage's per-host limit (of a model: its concurrency or requests_per_minute) and wait",
     FailureCode.BLOCKED_ADDRESS: "look whether the resolver answers with private addresses; for servers of your own there is allow_private",
     FailureCode.NOT_AN_IMAGE: "look at one page: a login page or a proxy may answer in place of the servers",
     FailureCode.STAGE_ERROR: "the stage raised: read the detail, mend the stage and raise its version",

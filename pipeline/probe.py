@@ -1,6 +1,7 @@
 """`plan --probe N`: the stages run on the first N rows in a folder of their own, and what that took is scaled to the whole run.
 
-The probe works in one process (the plain loop), whatever the run will use, with every model started before. Its folder is removed afterwards.
+The probe works in one process (the plain loop), whatever the run will use, with every model started before, and a few rows sent through: what starts
+once in a run (decoders, tokenizers, a tagger) is 20 s of a slow machine, and would be taken for the pace of rows. Its folder is removed afterwards.
 With --out the estimate is kept in run.json, so that the report can set it beside what the run then took; it decides nothing.
 """
 
@@ -27,6 +28,7 @@ from pipeline.store import Store
 from schemas.record import RunRecord
 
 MILLION = 1_000_000
+WARM_ROWS = 8
 
 
 @dataclass
@@ -65,20 +67,26 @@ class Probe:
 
 def make_probe(recipe: Recipe, plan: Plan, rows: int, price_per_hour: float | None = None, tell: Callable[[str], None] = lambda text: None) -> Probe:
     """Run the stages of `recipe` on the first `rows` rows. Raises what `run` raises. price_per_hour: of one engine's machine, in any currency."""
-    small = copy.deepcopy(recipe.resolved)
-    small["input"] |= {"limit": rows if recipe.limit is None else min(rows, recipe.limit), "rows_per_part": rows}
-    small["jobs"] = []
-    made = build_recipe(small)
+    made = _first_rows(recipe, rows)
     for name in dict.fromkeys(stage.model_name for stage in made.stages if stage.uses_model and stage.model_name):
         tell(f"probe: starting model {name}")
         models.local_model(made.models[name])
     tell(f"probe: running the first {rows:,} rows in a temporary folder")
     with scratch_folder("probe") as folder:
+        run(_first_rows(recipe, min(rows, WARM_ROWS)), folder / "warm", RunOptions(executor="local", jobs=False))
         result = run(made, folder / "run", RunOptions(executor="local", jobs=False))
     seen = sum(result.view.parts)
     stages = {stage.instance: stage for stage in made.stages}
     found = [_estimate(line, result, seen, plan.rows, stages[line.name].asks_each, price_per_hour) for line in plan.stages]
     return Probe(rows, seen, price_per_hour, found)
+
+
+def _first_rows(recipe: Recipe, rows: int) -> Recipe:
+    """The stages of a recipe on its first rows, in one part."""
+    small = copy.deepcopy(recipe.resolved)
+    small["input"] |= {"limit": rows if recipe.limit is None else min(rows, recipe.limit), "rows_per_part": rows}
+    small["jobs"] = []
+    return build_recipe(small)
 
 
 def _estimate(line: StagePlan, result: RunResult, seen: int, total: int, asks: bool, price: float | None) -> StageEstimate:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import Fatal
 from pipeline.stage import Context, Params, Row, Stage, Values, decides
@@ -58,6 +58,14 @@ class CaptionCheckParams(Params):
     claims: str | None = Field(None, description="name of a claims stage of the same caption; null: none")
     min_trust: float | None = decides(None, "drop rows whose caption is trusted less; null: none is dropped", ge=0, le=1)
     require: tuple[Flag, ...] = decides((), f"drop rows with one of these flags: {', '.join(FLAGS)}")
+
+    @model_validator(mode="after")
+    def _lower_ends_first(self) -> CaptionCheckParams:
+        if self.window is not None and self.window[1] is not None and self.window[0] > self.window[1]:
+            raise ValueError(f"window: the fewest tokens come first, found {list(self.window)}")
+        if not self.similarity_range[0] < self.similarity_range[1]:
+            raise ValueError(f"similarity_range: the lower similarity comes first, found {list(self.similarity_range)}")
+        return self
 
 
 class CaptionCheck(Stage):

@@ -27,6 +27,7 @@ class ClipScoreParams(Params):
     model: str = Field("clip", description="name of an open_clip model in the recipe's models table")
     min: float | None = decides(0.28, "lowest score of the best text; null for no limit", ge=-1, le=1)
     max: float | None = decides(None, "highest score of the best text; null for no limit", ge=-1, le=1)
+    keep_without_text: bool = decides(False, "keep rows that have no text, such as images that are to be captioned; else they are dropped as low_clip")
     max_texts: int = Field(16, description="texts of a row that are scored: its first ones", ge=1)
     decoders: int | None = tunes(None, "decoder processes per worker; null: its share of the cores, at most 8", ge=1)
 
@@ -91,10 +92,10 @@ class ClipScore(Stage):
         return results
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
-        """low_clip below `min` or without a text, high_clip above `max`."""
+        """low_clip below `min` or without a text (unless `keep_without_text`), high_clip above `max`."""
         score, low, high = row["clip_score"], self.params.min, self.params.max
         if score is None:
-            return Drop(Reason.LOW_CLIP, "no text")
+            return None if self.params.keep_without_text else Drop(Reason.LOW_CLIP, "no text")
         score = round(float(score), 4)  # stored as float32: 0.28 must not lie below 0.28
         if low is not None and score < low:
             return Drop(Reason.LOW_CLIP, f"{score:.4f} < {low:g}")
@@ -105,7 +106,7 @@ class ClipScore(Stage):
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         column, low, high = columns["clip_score"], self.params.min, self.params.max
         score = as_stored(column)
-        rules = [(is_null(column), Reason.LOW_CLIP)]
+        rules = [(is_null(column) & (not self.params.keep_without_text), Reason.LOW_CLIP)]
         rules += [(rounded_below(score, 4, low), Reason.LOW_CLIP)] if low is not None else []
         rules += [(rounded_above(score, 4, high), Reason.HIGH_CLIP)] if high is not None else []
         return reason_column(len(score), rules)

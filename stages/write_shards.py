@@ -52,8 +52,10 @@ class WriteShardsParams(AboutParams):
     split_column: str | None = Field(
         None, description="column that names each row's split, in place of shares; rows that must stay together go where the first of them goes"
     )
-    caption: str = Field("text|alt_text", description="column that becomes the caption; of several (a|b) the first that is not null in the row")
-    complement: str | None = Field(None, description="column joined to the caption after '; ', such as caption_short.text: both stand apart in `texts`")
+    caption: str = Field("text|alt_text", description="column that becomes the caption; of several (a|b) the first that has a text in the row")
+    complement: str | None = Field(
+        None, description="column joined to the caption after '; ', such as caption_short.text, where a row has both: they stand apart in `texts`"
+    )
     embeddings: bool = Field(True, description="also publish the stages' embeddings, in files of their own")
     leave_out: tuple[str, ...] = Field(_LEFT_OUT, description="columns that are not published")
 
@@ -78,7 +80,7 @@ class WriteShards(Job):
     """
 
     name: ClassVar[str] = "write_shards"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Params = WriteShardsParams
     params: WriteShardsParams
     writes_dataset = True

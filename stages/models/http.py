@@ -2,8 +2,9 @@
 
 In a recipe: `models: {mllm: {kind: http, url: http://localhost:8000/v1, name: Qwen/Qwen2-VL-2B-Instruct}}`. Further keys: revision (a word of yours that
 tells states of the server's model apart), max_pixels (448 * 448), key_env (environment variable that holds the key, OPENAI_API_KEY), concurrency
-(requests in flight, 16), requests_per_minute (none), retries (5: of 429, 5xx and broken connections, with growing pauses or as Retry-After says),
-timeout_s (300, of one request). The key is read from the environment of the process that asks; it stands in no record and no log.
+(requests in flight, 16), requests_per_minute (none), retries (5: of 408, 429, 5xx and broken connections, with growing pauses or as Retry-After says),
+timeout_s (300, of one request). The key is read from the environment of the process that asks; it stands in no record and no log, also where a server
+repeats it in what it says of an error.
 
 Where `expectation` of mllm_score needs numbers that the server's tokenizer splits into digits, the server must continue an answer that is begun
 (`continue_final_message`, as vLLM's do); one that does not stops the run with a message (`stages/models/http_numbers.py`).
@@ -14,6 +15,7 @@ A server that cannot be reached, or refuses the key, stops the run; what it says
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import hashlib
 import io
@@ -26,6 +28,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Fatal, RecipeError
+from pipeline.secrets import HIDDEN
 from schemas.outcome import Failure, FailureCode, cap_detail
 from stages.models.event_loop import LoopThread
 from stages.models.http_numbers import MOST_LOGPROBS, Failed, ServerNumbers, first_tokens
@@ -41,6 +44,7 @@ MACHINE_KEYS = frozenset({"url", "key_env", "concurrency", "requests_per_minute"
 SHARED = True
 USES_GPU = False
 MOST_PAUSE_S = 60.0
+_SHORTEST_KEY = 6  # what is shorter is a word such as 'none', for a server that asks for no key
 _KEYS = frozenset({"revision", *MACHINE_KEYS})
 
 
@@ -50,6 +54,8 @@ def identity(spec: Mapping[str, Any]) -> str:
     for key in ("url", "name"):
         if not spec.get(key):
             raise RecipeError(f"models: an http model needs `{key}`, for example {{kind: http, url: http://localhost:8000/v1, name: NAME}}")
+    if not str(spec["url"]).startswith(("http://", "https://")):
+        raise RecipeError(f"models: url {spec['url']!r} of an http model must begin with http:// or https://, such as http://localhost:8000/v1")
     if "weights" in spec:
         raise RecipeError("models: an http model has no `weights`; name the model with `name`, and its state with `revision`")
     return f"{spec['name']}@{spec.get('revision', '')}"
@@ -103,19 +109,24 @@ class HttpChat:
 
     def close(self) -> None:
         """Close open connections."""
-        if self._session is not None:
-            self._loop.submit(self._session.close()).result()
+        session, self._session = self._session, None
+        if session is not None:
+            self._loop.submit(session.close()).result()
 
     async def _answer(self, request: ChatRequest) -> ChatAnswer | Failure:
         body = self._body(request)
         found = await self._exchange(body)
-        answer = found if isinstance(found, Failure) else self._read(found, request)
-        if isinstance(answer, Failure) or isinstance(found, Failure) or answer.finish_reason == "refused" or not request.sampling.numbers:
-            return answer
+        if isinstance(found, Failure):
+            return found
         try:
+            answer = self._read(found, request)
+            if answer.finish_reason == "refused" or not request.sampling.numbers:
+                return answer
             numbers, calls, prompt_tokens = await self._numbers.read(body, found)
         except Failed as failed:
             return failed.failure
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:  # of another form than OpenAI's
+            return self._no_answer(found, error)
         return replace(answer, numbers=numbers, n_tokens=answer.n_tokens + calls, prompt_tokens=answer.prompt_tokens + prompt_tokens)
 
     async def _exchange(self, body: dict[str, Any]) -> dict[str, Any] | Failure:
@@ -127,7 +138,7 @@ class HttpChat:
             for attempt in range(self.retries + 1):
                 await self._turn()
                 try:
-                    return _checked(await self._post(data))
+                    return self._checked(await self._post(data))
                 except _Refused as refused:
                     return Failure(FailureCode.MODEL_ERROR, str(refused))
                 except _Again as again:
@@ -171,14 +182,14 @@ class HttpChat:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=float(self.spec.get("timeout_s", 300)))
             self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=concurrency(self.spec)))
+            atexit.register(self.close)  # a session that is left open says so at the end of the process, over the program's last words
         headers = {"Content-Type": "application/json"}
-        key = os.environ.get(str(self.spec.get("key_env", "OPENAI_API_KEY")))
-        if key:
+        if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         try:
             async with self._session.post(self.url, data=body, headers=headers, allow_redirects=False) as response:
                 text = await response.text(errors="replace")
-                self._check(response.status, text, response.headers.get("Retry-After"))
+                self._check(response.status, text, response.headers)
         except TimeoutError as error:
             raise _Again(Failure(FailureCode.TIMEOUT, f"no answer within {self.spec.get('timeout_s', 300)} s")) from error
         except (aiohttp.ClientConnectorError, ConnectionRefusedError) as error:
@@ -188,46 +199,67 @@ class HttpChat:
         try:
             found = json.loads(text)
         except ValueError as error:
-            raise _Again(Failure(FailureCode.BAD_RESPONSE, cap_detail(f"not JSON: {text[:200]}"))) from error
+            raise _Again(Failure(FailureCode.BAD_RESPONSE, cap_detail(f"not JSON: {self._keyless(text)[:200]}"))) from error
         return found if isinstance(found, dict) else {"error": found}
 
-    def _check(self, status: int, text: str, retry_after: str | None) -> None:
-        """Raises _Again for what may pass, Fatal for a key that is refused, _Refused for what the server says of this request."""
+    def _key(self) -> str:
+        """The key, '' for none; without the line break that files and mounted secrets end in."""
+        return os.environ.get(str(self.spec.get("key_env", "OPENAI_API_KEY")), "").strip()
+
+    def _keyless(self, text: str) -> str:
+        """What a server says, without the key that some servers repeat: it becomes a row's failure, which is published."""
+        key = self._key()
+        return text.replace(key, HIDDEN) if len(key) >= _SHORTEST_KEY else text
+
+    def _check(self, status: int, text: str, headers: Mapping[str, str]) -> None:
+        """Raises _Again for what may pass, Fatal for a refused key and a wrong address, _Refused for what the server says of this request."""
         if status == 200:
             return
-        told = cap_detail(f"HTTP {status}: {_message(text)}")
+        told = cap_detail(f"HTTP {status}: {_message(self._keyless(text))}")
         if status in (401, 403):
             name = self.spec.get("key_env", "OPENAI_API_KEY")
-            raise Fatal(f"models: {self.spec['url']} refuses the key ({told}); put a valid one into the environment variable {name}")
+            what = "refuses the key" if self._key() else f"asks for a key, and the environment variable {name} is not set"
+            raise Fatal(f"models: {self.spec['url']} {what} ({told}); put a valid one into the environment variable {name}")
+        if 300 <= status < 400:
+            raise Fatal(f"models: {self.url} leads to {headers.get('Location', 'another address')} (HTTP {status}); put the right address into `url`")
         if status == 404:
             raise Fatal(f"models: {self.url}: {told}; check `url` and `name`")
-        if status == 429 or status >= 500:
-            code = FailureCode.RATE_LIMITED if status == 429 else FailureCode.HTTP_5XX
-            raise _Again(Failure(code, told), _seconds(retry_after))
+        if status in (408, 429) or status >= 500:
+            code = {408: FailureCode.TIMEOUT, 429: FailureCode.RATE_LIMITED}.get(status, FailureCode.HTTP_5XX)
+            raise _Again(Failure(code, told), _seconds(headers.get("Retry-After")))
         raise _Refused(told)
 
     def _read(self, found: dict[str, Any], request: ChatRequest) -> ChatAnswer:
         choice, usage = found["choices"][0], found.get("usage") or {}
         message, ended = choice["message"], choice.get("finish_reason")
-        text = message.get("content") or ""
+        text = _plain(message.get("content"))
         if message.get("refusal") or ended == "content_filter":
-            return ChatAnswer(message.get("refusal") or text, 0, "refused")
+            return ChatAnswer(_plain(message.get("refusal")) or text, 0, "refused")
         yes = yes_share(first_tokens(found)) if request.sampling.yes_no else None
         reason = "length" if ended == "length" else "stop"
         return ChatAnswer(text, int(usage.get("completion_tokens") or 0), reason, int(usage.get("prompt_tokens") or 0), None, yes)
 
+    def _checked(self, found: dict[str, Any]) -> dict[str, Any] | Failure:
+        """What a server sent, if it is an answer."""
+        try:
+            found["choices"][0]["message"].get("content")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            return self._no_answer(found, error)
+        return found
 
-def _checked(found: dict[str, Any]) -> dict[str, Any] | Failure:
-    """What a server sent, if it is an answer."""
-    try:
-        found["choices"][0]["message"].get("content")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        return Failure(FailureCode.BAD_RESPONSE, cap_detail(f"no answer in {str(found)[:500]}: {type(error).__name__}"))
-    return found
+    def _no_answer(self, found: Any, error: Exception) -> Failure:
+        return Failure(FailureCode.BAD_RESPONSE, cap_detail(f"no answer in {self._keyless(str(found))[:500]}: {type(error).__name__}"))
 
 
 class _Refused(Exception):
     """The server's word on one request: too long, or malformed to it."""
+
+
+def _plain(content: Any) -> str:
+    """The text of a message: a string, or a list of parts. Halves of characters (a lone surrogate, which JSON can spell) become '?'."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type", "text") in ("text", "output_text"))
+    return (content or "").encode("utf-8", "replace").decode()
 
 
 def _message(text: str) -> str:

@@ -30,7 +30,9 @@ class Renderer:
         self.image_token: str | None = getattr(processor, "image_token", None)
         added = {token.content: token.special for token in self.tokenizer.added_tokens_decoder.values()}
         controls = {*self.tokenizer.all_special_tokens, *added, *filter(None, [self.image_token])}
-        self.control_ids = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(controls)))
+        # A word that a vocabulary lacks steers nothing, unless its token is also one that ends or begins a text.
+        unknown = {self.tokenizer.unk_token} - {self.tokenizer.eos_token, self.tokenizer.bos_token}
+        self.control_ids = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(controls - unknown)))
         self.image_id = None if self.image_token is None else self.tokenizer.convert_tokens_to_ids(self.image_token)
         self._controls = re.compile("|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True) if token.strip()))
         self._expected: dict[bool, Counter[int]] = {}

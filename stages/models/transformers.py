@@ -17,8 +17,8 @@ from schemas.outcome import Failure, FailureCode
 from stages.models import weights as weights_files
 from stages.models.numbers import Walk, number_tree
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
-from stages.models.rendering import Renderer, RenderError, yes_no_ids
-from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, device_of, engine_digest, local_weights, model_name, note_of, weights_identity
+from stages.models.rendering import RenderError, yes_no_ids
+from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, device_of, engine_digest, load_renderer, local_weights, model_name, note_of, weights_identity
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,8 @@ class TransformersChat:
 
     def __init__(self, spec: Mapping[str, Any]):
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText
 
         folder = local_weights(spec)
         weights, revision = str(folder or spec["weights"]), spec.get("revision", "main")
@@ -66,12 +67,12 @@ class TransformersChat:
         self.batch_size = int(spec.get("batch_size", 16))
         self.max_model_len = int(spec.get("max_model_len", 4096))
         self.threads = int(spec.get("threads", 1))
+        self.renderer = load_renderer(weights, str(revision))
+        self.processor = self.renderer.processor
         try:
-            self.processor = AutoProcessor.from_pretrained(weights, revision=revision)
             self.model = AutoModelForImageTextToText.from_pretrained(weights, revision=revision, dtype=getattr(torch, dtype)).eval().to(device)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise Fatal(f"models: transformers could not load {weights}: {error}") from error
-        self.renderer = Renderer(self.processor)
         self.tokenizer = self.renderer.tokenizer
         self._numbers_tree = number_tree(self.tokenizer)
         self._yes_no_ids = yes_no_ids(self.tokenizer)

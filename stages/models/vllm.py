@@ -4,7 +4,7 @@ In a recipe: `models: {mllm: {kind: vllm, weights: Qwen/Qwen2-VL-2B-Instruct}}`.
 hub, or `bundled:NAME`. Further keys, named as vLLM names them: revision, dtype (auto), max_model_len (4096), max_num_seqs (64),
 tensor_parallel_size, gpu_memory_utilization, enforce_eager, block_size (tokens whose keys and values are kept and found again together; without
 a GPU 32 in place of vLLM's 128, since of a common prefix only whole blocks are found). Beside them: max_pixels (448 * 448; larger images are
-scaled down to it), replicas, concurrency (requests in flight per replica, twice max_num_seqs), kv_cache_gb (without a GPU: memory for the
+scaled down to it), replicas, concurrency (requests in flight per replica, twice max_num_seqs), kv_cache_gb (without a GPU: whole gigabytes for the
 keys and values, 1), processor_cache_gb (1), encoder_cache_tokens (images whose encoding is kept for the next prompt about them, counted in image
 tokens; by itself all that are in flight, at most 65,536. vLLM's own is max_num_batched_tokens: with more images in flight than that each prompt of a
 group would encode its image anew, since the block of the prefix in which an image ends is not full and is never found).
@@ -31,9 +31,9 @@ from stages.models import weights as weights_files
 from stages.models.event_loop import LoopThread
 from stages.models.numbers import Walk, number_tree
 from stages.models.protocols import ChatAnswer, ChatRequest, Sampling, yes_share
-from stages.models.rendering import Renderer, RenderError, yes_no_ids
+from stages.models.rendering import RenderError, yes_no_ids
 from stages.models.watchdog import end_with_this_process, engine_processes
-from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, local_weights, model_name, note_of, weights_identity
+from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, engine_digest, load_renderer, local_weights, model_name, note_of, weights_identity
 
 METHOD = "chat"
 ENGINE_KEYS = ("max_num_seqs", "block_size", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
@@ -105,7 +105,7 @@ class VllmChat:
         self._loop = LoopThread("pairmill-vllm")
         self._starting: asyncio.Lock | None = None
         self._engine: Any = None
-        self._renderer = self._load_renderer()
+        self._renderer = load_renderer(self.weights, str(spec.get("revision", "main")))
         self._numbers_tree, self._yes_no_ids = number_tree(self._renderer.tokenizer), yes_no_ids(self._renderer.tokenizer)
         self._loop.submit(self._running()).result()
 
@@ -123,11 +123,6 @@ class VllmChat:
         engine, self._engine = self._engine, None
         if engine is not None:
             self._loop.submit(_end(engine)).result()
-
-    def _load_renderer(self) -> Renderer:
-        from transformers import AutoProcessor
-
-        return Renderer(AutoProcessor.from_pretrained(self.weights, revision=self.spec.get("revision", "main")))
 
     async def _running(self) -> Any:
         """The engine, started when there is none or the last one has ended."""

@@ -8,18 +8,40 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
+from pipeline.errors import Fatal, RecipeError
 from pipeline.registry import nearest
+from stages.models.rendering import Renderer
 
 BUNDLED = "bundled:"
 BUNDLED_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
 BUNDLED_NOTE = "bundled model of the rendered demo world: its answers mean nothing for other images"
 COMMON_KEYS = frozenset({"kind", "name", "weights", "max_pixels", "replicas", "gpu_share", "placement", "num_cpus"})
 DEFAULT_MAX_PIXELS = 448 * 448
+# Lowest values of options that are numbers: whole ones, and others.
+_WHOLE = dict.fromkeys(
+    (
+        "replicas",
+        "concurrency",
+        "threads",
+        "batch_size",
+        "max_model_len",
+        "max_num_seqs",
+        "tensor_parallel_size",
+        "block_size",
+        "encoder_cache_tokens",
+        "kv_cache_gb",
+    ),
+    1,
+) | {"retries": 0}
+_NUMBERS = dict.fromkeys(("num_cpus", "gpu_share", "processor_cache_gb", "requests_per_minute", "seconds"), 0.0) | dict.fromkeys(
+    ("timeout_s", "gpu_memory_utilization"), 1e-9
+)  # fmt: skip
+_DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+_MAY_BE_NULL = frozenset({"requests_per_minute"})
 
 
 def check_keys(spec: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raises RecipeError for a key that the kind does not have, and for a pixel cap that is no positive number."""
+    """Raises RecipeError for a key that the kind does not have, and for a pixel cap or another number that is none or too low."""
     known = sorted({*known, *COMMON_KEYS})
     for key in spec:
         if key not in known:
@@ -27,6 +49,15 @@ def check_keys(spec: Mapping[str, Any], known: Iterable[str]) -> None:
     pixels = spec.get("max_pixels", DEFAULT_MAX_PIXELS)
     if not isinstance(pixels, int) or pixels < 1:
         raise RecipeError(f"models: max_pixels must be a whole number of pixels such as {DEFAULT_MAX_PIXELS} (448 x 448), found {pixels!r}")
+    if spec.get("dtype", "auto") not in _DTYPES:
+        raise RecipeError(f"models: dtype {spec['dtype']!r} is none of {', '.join(_DTYPES)}")
+    for key, value in spec.items():
+        whole, lowest = key in _WHOLE, _WHOLE.get(key, _NUMBERS.get(key))
+        if lowest is None or (value is None and key in _MAY_BE_NULL):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= lowest:
+            what = f"{'a whole number' if whole else 'a number'} {'above 0' if lowest > 0 else 'from 0 on'}"
+            raise RecipeError(f"models: {key} of a model of kind {spec['kind']} must be {what}, found {value!r}")
 
 
 def local_weights(spec: Mapping[str, Any]) -> Path | None:
@@ -65,6 +96,27 @@ def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     if isinstance(cached, str):
         return "ok", f"{spec['weights']}: cached in {Path(cached).parent}", ""
     return "warning", f"{spec['weights']}: not cached; fetched when the stage starts", "without a network set `weights` of this model to a local folder"
+
+
+def load_renderer(weights: str, revision: str) -> Renderer:
+    """Template and tokenizer of a model's folder or name. Raises Fatal where they cannot be read, or put no image into a prompt."""
+    from jinja2 import TemplateError
+    from transformers import AutoProcessor
+
+    try:
+        renderer = Renderer(AutoProcessor.from_pretrained(weights, revision=revision))
+        renderer.render("a", "a", has_image=True)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        TemplateError,
+    ) as error:  # what transformers raises for files that are no model's
+        raise Fatal(f"models: could not load the processor of {weights}: {type(error).__name__}: {error}") from error
+    return renderer
 
 
 def device_of(spec: Mapping[str, Any]) -> str:

@@ -13,12 +13,15 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.pretrain.errors import DataError
 from stages.pretrain.images import ArrayImage, ImageSource, open_image
+from stages.pretrain.text_mix import CHOSEN
 from stages.text.stored_spans import spans_of
 
+_KIND_ROWS = 100_000  # whose texts are compared at a time
 _OPEN_TARS = 256  # stays below the common limit of 1,024 descriptors per process
 
 
@@ -131,16 +134,31 @@ class ShardDataset:
     def kinds(self, index: int) -> list[str]:
         return [kind for _, kind in self._listed(index)]
 
+    def all_kinds(self) -> set[str]:
+        """What `kinds` tells of all samples together."""
+        if self._texts is None:
+            return {CHOSEN}
+        found: set[str] = set()
+        for start in range(0, len(self), _KIND_ROWS):
+            texts, captions = self._texts.slice(start, _KIND_ROWS), self._captions.slice(start, _KIND_ROWS)
+            entries, row = pc.list_flatten(texts), pc.list_parent_indices(texts)
+            found |= set(entries.field("kind").unique().to_pylist())
+            listed = row.filter(pc.equal(entries.field("text"), captions.take(row))).unique()
+            found |= {CHOSEN} if len(listed) < len(captions) else set()
+        return found
+
     def concepts(self, index: int, text: str) -> list[Mapping[str, Any]]:
         """Concepts {id, score, start_char, end_char} that the stage `concepts` found in a text of the sample; [] where it found or saw none."""
         return [] if self._concepts is None else spans_of(self._concepts[index].as_py() or [], text)
 
     def _listed(self, index: int) -> list[tuple[str, str]]:
-        """(text, kind) of the sample; a chosen caption that is none of the listed texts comes first."""
+        """(text, kind) of the sample, blank texts left out; a chosen caption that is none of the listed texts comes first."""
         chosen = self.caption(index)
         entries = self._texts[index].as_py() or [] if self._texts is not None else []
-        listed = [(entry["text"], entry["kind"]) for entry in entries]
-        return listed if any(text == chosen for text, _ in listed) else [(chosen, "caption"), *listed]
+        listed = [(entry["text"], entry["kind"]) for entry in entries if entry["text"].strip()]  # an image without alt-text has a blank one
+        if any(text == chosen for text, _ in listed) or (listed and not chosen.strip()):
+            return listed
+        return [(chosen, CHOSEN), *listed]
 
     def image_bytes(self, index: int) -> bytes:
         """The encoded image. Raises DataError where the tar is shorter than the index says."""

@@ -7,17 +7,23 @@ per sample, a plain mixture beats fused text). Six modes: COSMO (Wang et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from stages.pretrain.errors import TrainError
+
 ALT_TEXT = "alt_text"
+CHOSEN = "caption"  # kind of a chosen caption that is none of the sample's texts, such as alt-text and caption joined
 JOIN = " "
 COMPLEMENT_JOIN = "; "
 
-Mode = Literal["caption", "random", "clean_only", "mixed", "clean_first", "clean_last", "clean_random", "noisy_only", "complement"]
+Mode = Literal[
+    "caption", "random", "clean_only", "mixed", "clean_first", "clean_last", "clean_random", "noisy_only", "complement", "revisit_clip", "revisit_mllm"
+]
 
 
 def _shares(value: Mapping[str, float]) -> Mapping[str, float]:
@@ -32,11 +38,13 @@ TextMix = Mode | Shares
 # [note] Shares that Revisit found best for CLIP and for MLLM pre-training, by the kinds that the caption recipes write.
 REVISIT_CLIP: Mapping[str, float] = {ALT_TEXT: 0.5, "caption_short": 0.5}
 REVISIT_MLLM: Mapping[str, float] = {"caption_dense": 0.66, ALT_TEXT: 0.34}
+_NAMED: Mapping[Any, Mapping[str, float]] = {"revisit_clip": REVISIT_CLIP, "revisit_mllm": REVISIT_MLLM}
 
 MIX_FIELD = Field(
     "caption",
     description="which text of a sample is trained on, drawn anew each epoch. caption: the chosen one; random: any; shares by kind, such as "
-    "{alt_text: 0.5, caption_short: 0.5} (kinds that a sample lacks give their share to the others); COSMO's modes clean_only (a generated text), "
+    "{alt_text: 0.5, caption_short: 0.5} (kinds that a sample lacks give their share to the others); Revisit's shares revisit_clip (alt_text 0.5, "
+    "caption_short 0.5) and revisit_mllm (caption_dense 0.66, alt_text 0.34); COSMO's modes clean_only (a generated text), "
     "noisy_only (the alt-text), mixed (one or the other, half each), clean_first, clean_last and clean_random (both in one string); complement: "
     "alt-text + '; ' + generated text",
 )
@@ -51,18 +59,42 @@ def mix_reads(mix: TextMix) -> tuple[str, ...]:
 
 def mixed_text(mix: TextMix, caption: str, texts: Sequence[str], kinds: Sequence[str], rng: np.random.Generator) -> str:
     """The text to train on. `texts` and their `kinds` are equally long; a sample that has none of the kinds asked for gives `caption`."""
-    if mix == "caption" or len(texts) < 2:
+    if mix == "caption":
+        return caption
+    if not caption.strip() and texts:  # nothing but a text that was written for the image
+        caption = texts[0]
+    if len(texts) < 2:
         return caption
     if mix == "random":
         return texts[int(rng.integers(len(texts)))]
-    if isinstance(mix, Mapping):
-        return _by_share(mix, caption, texts, kinds, rng)
+    shares = mix if isinstance(mix, Mapping) else _NAMED.get(mix)
+    if isinstance(shares, Mapping):
+        return _by_share(shares, caption, texts, kinds, rng)
     noisy = next((text for text, kind in zip(texts, kinds, strict=True) if kind == ALT_TEXT), None)
-    generated = [text for text, kind in zip(texts, kinds, strict=True) if kind != ALT_TEXT]
+    generated = generated_texts(texts, kinds)
     clean = generated[int(rng.integers(len(generated)))] if generated else None
     if noisy is None or clean is None:
         return caption if mix not in ("clean_only", "noisy_only") else (clean if mix == "clean_only" else noisy) or caption
     return _joined(mix, noisy, clean, rng)
+
+
+def generated_texts(texts: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Texts that a stage wrote: neither alt-texts nor, where there are others, a chosen caption that is none of the texts (it may hold the alt-text)."""
+    written = [(text, kind) for text, kind in zip(texts, kinds, strict=True) if kind != ALT_TEXT]
+    return [text for text, kind in written if kind != CHOSEN] or [text for text, _ in written]
+
+
+def check_mix(mix: TextMix, kinds: Collection[str], option: str = "text") -> None:
+    """Raises TrainError for a mix of kinds that no text of the data is of: the other kinds would silently be all that is trained on."""
+    shares = mix if isinstance(mix, Mapping) else _NAMED.get(mix)
+    there = f"its texts are of the kinds {', '.join(sorted(kinds)) or '(none)'}"
+    if shares is not None:
+        for kind in (kind for kind, share in shares.items() if share > 0 and kind not in kinds):
+            close = difflib.get_close_matches(kind, sorted(kinds), n=1)
+            guess = f" (did you mean {close[0]!r}?)" if close else ""
+            raise TrainError(f"option {option}: no text of the dataset is of kind {kind!r}{guess}; {there}")
+    elif mix not in ("caption", "random", "noisy_only") and not set(kinds) - {ALT_TEXT}:
+        raise TrainError(f"option {option}: {mix} asks for generated texts, and the dataset has none; {there}")
 
 
 def _by_share(mix: Mapping[str, float], caption: str, texts: Sequence[str], kinds: Sequence[str], rng: np.random.Generator) -> str:

@@ -97,6 +97,8 @@ class _Run:
         self.preprocess = preprocess_from(preprocess_cfg, self.objective.image_size(model_cfg))
         if samples is None:
             samples = ShardDataset(config.dataset, config.split)
+        if isinstance(samples, ShardDataset):
+            self.objective.check_kinds(samples.all_kinds())
         self.data = samples.digest if isinstance(samples, ShardDataset) else f"{len(samples)} samples in memory"
         self.loader = self._make_loader(samples)
         self.optimizer = make_optimizer(self.model, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -13,10 +13,13 @@ from pipeline.registry import nearest
 from pipeline.stage import Vector
 from schemas.columns import LOCATION_COLUMNS
 from schemas.dataset import INDEX_COLUMNS, RESERVED_COLUMNS
+from stages.attributes import Attributes
 from stages.caption import Caption
+from stages.caption_check import CaptionCheck
 from stages.text_rules import TextRules
 
 _SOURCE_OWN = frozenset({"url", "alt_text"})  # these names always mean the source's columns
+_MAYBE = frozenset({"text"})  # columns of a caption's choices that a recipe need not have: `text|alt_text` fits any
 _GATHERED = frozenset({"text", "texts"})  # earlier writers' texts stand in the last `texts`
 
 
@@ -24,10 +27,10 @@ _GATHERED = frozenset({"text", "texts"})  # earlier writers' texts stand in the 
 class Layout:
     """Name in the dataset -> full name in the chain ('<stage>.<column>').
 
-    `images` is the stage that stores the images, `captions` are the columns of which the first that is not null is the
+    `images` is the stage that stores the images, `captions` are the columns of which the first that has a text is the
     caption, `texts` the column with all texts ('' where no stage makes one), `rules` the stage whose text rules say which
-    of them may be published (None: all), `writers` the stages that wrote captions, `complement` the column joined to the caption
-    and `split` the one that names each row's split ('' for none).
+    of them may be published (None: all), `writers` the stages that wrote captions and the columns of their texts' fields, `complement` the column joined
+    to the caption and `split` the one that names each row's split ('' for none).
     """
 
     images: str
@@ -38,7 +41,7 @@ class Layout:
     texts: str
     component: str
     rules: Node | None = None
-    writers: tuple[str, ...] = ()
+    writers: dict[str, dict[str, str]] = field(default_factory=dict)
     complement: str = ""
     split: str = ""
 
@@ -78,26 +81,36 @@ def make_layout(
                 flat[name] = full
     images = chain.nodes[chain.find_column("image_sha256").node].name
     captions = tuple(_full(chain, choice) for choice in caption.split("|") if chain.has_column(choice))
-    if not captions:
-        first = caption.split("|")[0]
-        raise RecipeError(f"write_shards.caption: no column {caption!r}{nearest(first, chain.available())}; there are: {', '.join(chain.available())}")
+    missing = [choice for choice in caption.split("|") if not chain.has_column(choice) and (choice not in _MAYBE or not captions)]
+    if missing:
+        raise RecipeError(f"write_shards.caption: no column {missing[0]!r}{nearest(missing[0], chain.available())}; there are: {', '.join(chain.available())}")
     texts = _full(chain, "texts") if chain.has_column("texts") else ""
     component = _full(chain, "dup_component") if chain.has_column("dup_component") else ""
     rules = next((node for node in reversed(chain.nodes) if isinstance(node.stage, TextRules)), None)
-    writers = tuple(node.name for node in chain.nodes if isinstance(node.stage, Caption))
     for option, name in (("complement", complement), ("split_column", split)):
         if name and not chain.has_column(name):
             known = chain.available()
             raise RecipeError(f"write_shards.{option}: no column {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
     joined = _full(chain, complement) if complement else ""
     return Layout(
-        images, plain, flat, vectors if embeddings else {}, captions, texts, component, rules, writers, joined, _full(chain, split) if split else ""
+        images, plain, flat, vectors if embeddings else {}, captions, texts, component, rules, _writers(chain), joined, _full(chain, split) if split else ""
     )
 
 
 def index_schema(chain: Chain, layout: Layout) -> pa.Schema:
     """Columns of the shards' indexes, in their order."""
     return pa.schema([*INDEX_COLUMNS.items(), *((name, chain.type_of(chain.find_column(full))) for name, full in layout.plain.items())])
+
+
+def _writers(chain: Chain) -> dict[str, dict[str, str]]:
+    """Stages that write a caption -> full names of the columns of its text, model and prompt, and of its score where a check compared it with the image."""
+    found: dict[str, dict[str, str]] = {}
+    for node in chain.nodes:
+        if isinstance(node.stage, Caption | Attributes):
+            found[node.name] = {name: f"{node.name}.{name}" for name in ("text", "model", "prompt") if name in node.writes}
+        elif isinstance(node.stage, CaptionCheck) and node.stage.params.model and node.stage.params.of in found:
+            found[node.stage.params.of]["clip_score"] = f"{node.name}.s_xc"
+    return found
 
 
 def _full(chain: Chain, name: str) -> str:

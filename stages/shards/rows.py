@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.run_view import RunView
 from pipeline.view import PartView, flat
 from schemas.sample import TEXTS, make_text
+from stages.shards.texts import has_words
 
 _JSON_ROWS = 512
 
@@ -59,8 +60,9 @@ def keys_of(sample_ids: pa.Array) -> pa.Array:
 
 
 def caption_of(columns: list[pa.Array]) -> pa.Array:
-    """The first text that is not null, '' where all are."""
-    return pc.coalesce(*columns, pa.scalar("", pa.string()))
+    """The first text that is neither null nor blank; else the first that is not null, '' where all are."""
+    told = [pc.if_else(has_words(column), column, pa.scalar(None, pa.string())) for column in columns]
+    return pc.coalesce(*told, *columns, pa.scalar("", pa.string()))
 
 
 def texts_of(column: pa.Array | None, alt_texts: pa.Array, keys: pa.Array) -> pa.Array:

@@ -15,7 +15,7 @@ from stages.text_rules import TextRules
 
 _MARK = "?"
 _WRITTEN = "!"
-_WRITTEN_COLUMNS = ("text", "model", "prompt")
+_WRITTEN_FIELDS = ("text", "model", "prompt", "clip_score")
 COMPLEMENT_JOIN = "; "  # TL;DR (Wang et al. 2023), released code: original + "; " + generated
 
 
@@ -26,27 +26,33 @@ def rule_columns(rules: Node | None) -> dict[str, str]:
     return {f"{_MARK}{column}": f"{rules.name}.{column}" for column in ("texts", "text_measures", *rules.resolves)}
 
 
-def written_columns(writers: tuple[str, ...]) -> dict[str, str]:
-    """Columns that `with_captions` reads of the caption stages named."""
-    return {f"{_WRITTEN}{writer}.{column}": f"{writer}.{column}" for writer in writers for column in _WRITTEN_COLUMNS}
+def written_columns(writers: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Columns that `with_captions` reads of the caption stages named: name in its table -> full name in the chain."""
+    return {f"{_WRITTEN}{writer}.{field}": full for writer, fields in writers.items() for field, full in fields.items()}
 
 
-def with_captions(writers: tuple[str, ...], texts: pa.Array, keys: pa.Array, table: pa.Table) -> pa.Array:
+def with_captions(writers: Mapping[str, Mapping[str, str]], texts: pa.Array, keys: pa.Array, table: pa.Table) -> pa.Array:
     """`texts` with the captions of the stages named behind them, the stage's name as their kind. `table` holds `written_columns`."""
     if not writers:
         return texts
     rows = texts.to_pylist()
-    for writer in writers:
-        columns = (flat(table[f"{_WRITTEN}{writer}.{column}"]).to_pylist() for column in _WRITTEN_COLUMNS)
-        for entries, key, text, model, prompt in zip(rows, keys.to_pylist(), *columns, strict=True):
+    for writer, fields in writers.items():
+        columns = [flat(table[f"{_WRITTEN}{writer}.{field}"]).to_pylist() if field in fields else [None] * len(rows) for field in _WRITTEN_FIELDS]
+        for entries, key, text, model, prompt, score in zip(rows, keys.to_pylist(), *columns, strict=True):
             if text is not None:
-                entries.append(make_text(text, writer, key, model or "", prompt or ""))
+                entries.append(make_text(text, writer, key, model or "", prompt or "", score))
     return pa.array(rows, TEXTS)
 
 
 def complemented(captions: pa.Array, written: pa.Array) -> pa.Array:
-    """Caption + "; " + the other text, where a row has one; both stand apart in `texts`."""
-    return pc.if_else(pc.is_valid(written), pc.binary_join_element_wise(captions, written, COMPLEMENT_JOIN), captions)
+    """Caption + "; " + the other text, where a row has both, else the one it has; both stand apart in `texts`."""
+    joined = pc.if_else(has_words(captions), pc.binary_join_element_wise(captions, written, COMPLEMENT_JOIN), written)
+    return pc.if_else(has_words(written), joined, captions)
+
+
+def has_words(texts: pa.Array) -> pa.Array:
+    """Where a text is neither null nor blank."""
+    return pc.not_equal(pc.utf8_trim_whitespace(texts), "").fill_null(False)
 
 
 def keep_passing(rules: Node | None, texts: pa.Array, captions: pa.Array, table: pa.Table) -> tuple[pa.Array, pa.Array]:

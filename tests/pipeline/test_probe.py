@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipeline.recipe import Recipe, build_recipe
 from pipeline.run import RunOptions, open_run, run
 from pipeline.storage import place_of
 from pipeline.store import Store
+from stages import caption
 
 LOCAL = RunOptions(executor="local", workers=1)
 TOYS = Path(__file__).parent / "toys.py"
@@ -75,6 +78,18 @@ def test_a_captioner_costs_what_its_engine_takes(tmp_path: Path) -> None:
     assert caption.tokens_per_row is not None and 8 <= caption.tokens_per_row[1] <= 15
     assert caption.answer_tokens_per_s == pytest.approx(caption.tokens_per_row[1] * 30 / caption.model_seconds, rel=0.15)
     assert told[0] == "probe: starting model mllm" and len(told) == 2
+
+
+def test_what_starts_once_in_a_run_is_not_taken_for_the_pace_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_to_load() -> Any:
+        time.sleep(1.5)
+        return clip_tokenizer()
+
+    clip_tokenizer = caption._clip_tokenizer
+    monkeypatch.setattr(caption, "_clip_tokenizer", functools.cache(slow_to_load))
+    recipe = build_recipe(caption_recipe(tmp_path / "pictures", 12, 0.01))
+    found = make_probe(recipe, make_plan(recipe, None), 10).stages[1]
+    assert found.measured == 10 and found.seconds is not None and found.seconds < 1.5
 
 
 def test_the_estimate_is_kept_and_stands_in_the_report(tmp_path: Path) -> None:

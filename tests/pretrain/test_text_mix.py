@@ -12,7 +12,7 @@ from stages.pretrain.errors import TrainError
 from stages.pretrain.objectives import make_objective
 from stages.pretrain.objectives.base import Sample
 from stages.pretrain.objectives.clip import choose_text
-from stages.pretrain.text_mix import REVISIT_CLIP, REVISIT_MLLM, TextMix, mixed_text
+from stages.pretrain.text_mix import REVISIT_CLIP, REVISIT_MLLM, TextMix, check_mix, mixed_text
 
 TEXTS = ["IMG web text", "a dog", "a brown dog on grass"]
 KINDS = ["alt_text", "caption_short", "caption_dense"]
@@ -42,6 +42,38 @@ def outcomes(mix: TextMix, draws: int = 400) -> set[str]:
 )
 def test_each_mode_gives_its_texts_and_no_other(mix: TextMix, expected: set[str]) -> None:
     assert outcomes(mix) == expected
+
+
+def test_revisits_shares_have_names() -> None:
+    for name, shares in (("revisit_clip", REVISIT_CLIP), ("revisit_mllm", REVISIT_MLLM)):
+        one, other = np.random.default_rng(3), np.random.default_rng(3)
+        drawn = [mixed_text(name, "a dog", TEXTS, KINDS, one) for _ in range(300)]
+        assert drawn == [mixed_text(shares, "a dog", TEXTS, KINDS, other) for _ in range(300)] and len(set(drawn)) == 2
+        assert make_objective("clip", {"text": name}).needs.columns == ("caption", "texts", "kinds")
+
+
+def test_a_joined_caption_is_no_generated_text_and_a_blank_one_is_not_trained_on() -> None:
+    rng = np.random.default_rng(0)
+    joined = (["IMG; a dog", "IMG", "a dog"], ["caption", "alt_text", "caption_short"])
+    assert {mixed_text("clean_only", "IMG; a dog", *joined, rng) for _ in range(100)} == {"a dog"}
+    assert {mixed_text("complement", "IMG; a dog", *joined, rng) for _ in range(100)} == {"IMG; a dog"}
+    assert mixed_text("clean_only", "retrieved", ["retrieved", "IMG"], ["caption", "alt_text"], rng) == "retrieved", "nothing else was written"
+    for mix in ("random", "mixed", "noisy_only", {"alt_text": 1.0}):
+        assert mixed_text(mix, "", ["a dog"], ["caption_short"], rng) == "a dog"
+
+
+def test_a_mix_of_kinds_that_the_data_has_not_is_refused() -> None:
+    kinds = {"alt_text", "caption_short"}
+    for mix in ("caption", "random", "mixed", "revisit_clip", {"caption_short": 1.0, "caption_dense": 0.0}):
+        check_mix(mix, kinds)
+    with pytest.raises(
+        TrainError, match=r"no text of the dataset is of kind 'capton_short' \(did you mean 'caption_short'\?\); its texts .* alt_text, caption_short"
+    ):
+        check_mix({"alt_text": 0.5, "capton_short": 0.5}, kinds)
+    with pytest.raises(TrainError, match="no text of the dataset is of kind 'caption_dense'"):
+        check_mix("revisit_mllm", kinds)
+    with pytest.raises(TrainError, match="clean_last asks for generated texts, and the dataset has none"):
+        check_mix("clean_last", {"alt_text"})
 
 
 @pytest.mark.parametrize("mix", [REVISIT_CLIP, {"alt_text": 0.2, "caption_short": 0.3, "caption_dense": 0.5}])

@@ -184,3 +184,12 @@ def test_alips_weights_from_the_columns_are_lower_where_the_alt_text_was_shuffle
     sample = np.exp(2 * (s_tc - s_tc.mean()))
     weights = np.minimum(sample, 1) * np.where(sample < 1, np.exp(2 * (s_xt - s_xt.mean())), 1)
     assert weights[:30].mean() < 0.8 * weights[30:].mean()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [({"window": (60, 40)}, "the fewest tokens come first"), ({"similarity_range": (0.3, 0.3)}, "the lower similarity")]
+)
+def test_ranges_that_hold_nothing_are_refused(option: dict[str, Any], told: str) -> None:
+    """Equal ends of similarity_range divided by zero in every row."""
+    with pytest.raises(ValueError, match=told):
+        CaptionCheck.Params(of="caption_short", **option)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -179,6 +180,10 @@ def test_row_without_text_is_dropped_with_its_image_measured(run: Callable[..., 
         assert values["clip_score"] is None and values["texts"] == [] and values["image_emb"].shape == (256,)
         drop = ClipScore(ClipScore.Params(min=None)).decide(values, {})
         assert drop is not None and (drop.reason, drop.detail) == ("low_clip", "no text")
+        keeping = ClipScore(ClipScore.Params(keep_without_text=True))
+        assert keeping.decide(values, {}) is None
+        column = {"clip_score": pa.array([None, 0.1, 0.5], pa.float32())}
+        assert keeping.decide_columns(column).to_pylist() == [None, "low_clip", None]
 
 
 @pytest.mark.parametrize(

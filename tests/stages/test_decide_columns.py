@@ -54,6 +54,7 @@ def cases(draw: random.Random) -> list[tuple[Stage, dict[str, pa.Array]]]:
     return [
         (ClipScore(ClipScore.Params(min=draw.choice([0.28, 0.3]), max=draw.choice([None, 0.35]))), scores),
         (ClipScore(ClipScore.Params(min=None)), scores),
+        (ClipScore(ClipScore.Params(keep_without_text=True)), scores),
         (MllmScore(MllmScore.Params(model="m", thresholds=draw.choice(["open_qwen2vl", "mlm_filter", {}]))), aspects),
         (Dedup(Dedup.Params()), dups),
         (ExactDup(ExactDup.Params()), dups),

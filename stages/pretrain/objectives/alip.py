@@ -5,7 +5,7 @@ Yang et al. 2023, "ALIP: Adaptive Language-Image Pre-training with Synthetic Cap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from stages.pretrain import dist
 from stages.pretrain.draws import generator
 from stages.pretrain.nets.towers import ClipTowers, build_clip
 from stages.pretrain.objectives.base import Batch, Needs, Objective, ObjectiveConfig, Sample, Tokenize, clamp_logit_scale, stack_images
-from stages.pretrain.text_mix import ALT_TEXT
+from stages.pretrain.text_mix import ALT_TEXT, check_mix, generated_texts
 
 _ROUNDING = 1e-6  # equal texts have a cosine of 1 but for rounding; at a running mean of 1 they must not count as being below it
 
@@ -79,6 +79,9 @@ class AlipObjective(Objective):
     def needs(self) -> Needs:
         return Needs(columns=("caption", "texts", "kinds"))
 
+    def check_kinds(self, kinds: Collection[str]) -> None:
+        check_mix(dict.fromkeys(self.config.captions, 1.0) or "caption", kinds, "captions")
+
     def build(self, model_cfg: dict[str, Any]) -> AlipTowers:
         return AlipTowers(build_clip(model_cfg), model_cfg, self.config.h_init)
 
@@ -94,7 +97,8 @@ class AlipObjective(Objective):
     def _two_texts(self, sample: Sample) -> tuple[str, str]:
         listed = list(zip(sample.texts, sample.kinds, strict=False))  # a sample in memory may come without kinds
         raw = next((text for text, kind in listed if kind == ALT_TEXT), None)
-        written = [text for text, kind in listed if kind != ALT_TEXT and (not self.config.captions or kind in self.config.captions)]
+        own = [(text, kind) for text, kind in listed if not self.config.captions or kind in self.config.captions]
+        written = generated_texts([text for text, _ in own], [kind for _, kind in own])
         rng = generator(sample.seed, sample.epoch, sample.key, "text")
         caption = written[int(rng.integers(len(written)))] if written else None
         return raw or caption or sample.caption, caption or raw or sample.caption

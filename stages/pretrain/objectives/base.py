@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,6 +69,9 @@ class Objective(ABC):
     def needs(self) -> Needs:
         """Columns and views that `collate` reads."""
         return Needs()
+
+    def check_kinds(self, kinds: Collection[str]) -> None:  # noqa: B027  (nothing to check is a fine default)
+        """Look at the kinds of text that the data has, before the training. Raises TrainError where one that is asked for is not among them."""
 
     def build(self, model_cfg: dict[str, Any]) -> ClipTowers:
         """The towers (and heads) that this objective trains, randomly initialised from an open_clip model config."""

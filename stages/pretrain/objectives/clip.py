@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from stages.pretrain.objectives.base import (
     clamp_logit_scale,
     stack_images,
 )
-from stages.pretrain.text_mix import MIX_FIELD, TextMix, mix_reads, mixed_text
+from stages.pretrain.text_mix import MIX_FIELD, TextMix, check_mix, mix_reads, mixed_text
 
 
 class ClipConfig(ObjectiveConfig):
@@ -56,6 +56,9 @@ class ClipObjective(Objective):
     @property
     def needs(self) -> Needs:
         return Needs(columns=mix_reads(self.config.text))
+
+    def check_kinds(self, kinds: Collection[str]) -> None:
+        check_mix(self.config.text, kinds)
 
     def collate(self, samples: Sequence[Sample], tokenize: Tokenize) -> Batch:
         return collate_pairs(samples, tokenize, self.config.text)

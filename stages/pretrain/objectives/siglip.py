@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from stages.pretrain.objectives.base import (
     clamp_logit_scale,
 )
 from stages.pretrain.objectives.clip import collate_pairs
-from stages.pretrain.text_mix import MIX_FIELD, TextMix, mix_reads
+from stages.pretrain.text_mix import MIX_FIELD, TextMix, check_mix, mix_reads
 
 
 class SiglipConfig(ObjectiveConfig):
@@ -44,6 +44,9 @@ class SiglipObjective(Objective):
     @property
     def needs(self) -> Needs:
         return Needs(columns=mix_reads(self.config.text))
+
+    def check_kinds(self, kinds: Collection[str]) -> None:
+        check_mix(self.config.text, kinds)
 
     def build(self, model_cfg: dict[str, Any]) -> ClipTowers:
         start = {"init_logit_scale": math.log(self.config.init_scale), "init_logit_bias": self.config.init_bias}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +74,8 @@ def test_what_may_pass_is_tried_again_and_retry_after_is_kept(server: ChatServer
         (lambda body, n: error(400, "maximum context length is 64"), FailureCode.MODEL_ERROR, "HTTP 400: maximum context length is 64", 1),
         (lambda body, n: web.json_response({"choices": []}), FailureCode.BAD_RESPONSE, "no answer in", 1),
         (lambda body, n: web.json_response([1]), FailureCode.BAD_RESPONSE, "no answer in", 1),
+        (lambda body, n: web.json_response(ANSWER | {"usage": {"prompt_tokens": "many"}}), FailureCode.BAD_RESPONSE, "ValueError", 1),
+        (lambda body, n: error(408, "too slow", **{"Retry-After": "0"}), FailureCode.TIMEOUT, "HTTP 408: too slow", 3),
     ],
 )
 def test_trouble_with_one_request_is_its_failure(
@@ -129,6 +134,47 @@ def test_key_comes_from_the_environment_and_stands_in_no_message(
     assert "s3cretkey" not in str(refused.value)
 
 
+def test_no_server_gets_the_key_into_a_failure(server: ChatServer, load: Callable[..., kind.HttpChat], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's failure is published, in the report and among the rejected rows."""
+    secret = "gateway-key.of.no.known.form"
+    monkeypatch.setenv("MY_KEY", f"{secret}\n")
+    answers = [error(400, f"{secret} may not ask"), web.json_response({"choices": [], "asked_by": secret}), web.Response(text=f"<p>{secret}</p>")]
+    server.answer = lambda body, n: answers[n - 1]
+    chat = load(server.url, key_env="MY_KEY", retries=0)
+    found = [chat.chat([request()])[0] for _ in answers]
+    assert server.headers[0]["Authorization"] == f"Bearer {secret}", "without the line break of the file that it comes from"
+    assert all(isinstance(one, Failure) and "***" in one.detail and secret not in one.detail for one in found)
+    server.answer = lambda body, n: error(401, f"Incorrect API key provided: {secret}")
+    with pytest.raises(Fatal, match=r"refuses the key \(HTTP 401: Incorrect API key provided: \*\*\*\)"):
+        chat.chat([request()])
+
+
+def test_without_a_key_the_message_names_the_variable_and_a_redirect_the_address(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    server.answer = lambda body, n: error(401, "no key")
+    with pytest.raises(Fatal, match="asks for a key, and the environment variable NO_SUCH_KEY is not set"):
+        load(server.url, key_env="NO_SUCH_KEY").chat([request()])
+    server.answer = lambda body, n: web.Response(status=308, headers={"Location": "https://elsewhere/v1/chat/completions"})
+    with pytest.raises(Fatal, match="leads to https://elsewhere/v1"):
+        load(server.url).chat([request()])
+
+
+def test_answers_in_parts_and_with_half_a_character_are_read(server: ChatServer, load: Callable[..., kind.HttpChat]) -> None:
+    contents = [[{"type": "text", "text": "a red "}, {"type": "text", "text": "dog"}], "a dog \ud83d here"]
+    server.answer = lambda body, n: web.json_response({"choices": [{"message": {"content": contents[n - 1]}, "finish_reason": "stop"}]})
+    chat = load(server.url)
+    assert [chat.chat([request()])[0].text for _ in contents] == ["a red dog", "a dog ? here"]
+
+
+def test_a_process_that_asked_ends_without_a_word_of_open_connections(server: ChatServer) -> None:
+    program = f"""
+from stages.models.http import load
+from tests.stages.models.asking_images import request
+print(load({{"kind": "http", "name": "tiny", "url": {server.url!r}}}).chat([request()])[0].text)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (ended.stdout, ended.stderr) == ("a red dog\n", "")
+
+
 def test_a_server_that_is_not_there_stops_the_run(load: Callable[..., kind.HttpChat]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -142,6 +188,8 @@ def test_wrong_specs_are_refused() -> None:
         kind.identity({"kind": "http", "name": "x"})
     with pytest.raises(RecipeError, match="no option 'api_key'"):
         kind.identity({"kind": "http", "name": "x", "url": "http://h", "api_key": "k"})
+    with pytest.raises(RecipeError, match="must begin with http"):
+        kind.identity({"kind": "http", "name": "x", "url": "localhost:8000/v1"})
     assert kind.identity({"kind": "http", "name": "x", "url": "http://h"}) == kind.identity({"kind": "http", "name": "x", "url": "http://other", "retries": 1})
 
 
@@ -157,3 +205,19 @@ def test_vllms_own_server_gives_the_engines_answers(vllm_spec: dict[str, Any], v
     found = load(vllm_server, name="served").chat([request(0, "dog " * 2000), request(1)])
     assert isinstance(found[0], Failure) and found[0].code == FailureCode.MODEL_ERROR and "context length" in found[0].detail
     assert isinstance(found[1], ChatAnswer)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"concurrency": 0}, "concurrency of a model of kind http must be a whole number above 0, found 0"),
+        ({"retries": -1}, "retries of a model of kind http must be a whole number from 0 on, found -1"),
+        ({"timeout_s": "soon"}, "timeout_s of a model of kind http must be a number above 0, found 'soon'"),
+        ({"requests_per_minute": "fast"}, "requests_per_minute of a model of kind http must be a number from 0 on, found 'fast'"),
+    ],
+)
+def test_a_number_that_is_none_or_too_low_is_refused_before_the_run(option: dict[str, Any], told: str) -> None:
+    spec = {"kind": "http", "name": "x", "url": "http://h"}
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        kind.identity(spec | option)
+    assert kind.identity(spec | {"requests_per_minute": None, "retries": 0}) == kind.identity(spec)

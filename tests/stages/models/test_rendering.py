@@ -12,6 +12,7 @@ from stages.prompts.data_text import MAX_CHARS, as_data
 pytest.importorskip("transformers")
 
 from stages.models.rendering import Renderer, RenderError, number_ids  # noqa: E402
+from stages.models.weights import BUNDLED_FOLDER, load_renderer  # noqa: E402
 from tests.stages.models.tiny_qwen2_vl import SPECIALS, TEMPLATE, make_tokenizer  # noqa: E402
 
 PIECES = [
@@ -55,6 +56,18 @@ def test_rendered_ids_hold_one_image_and_the_templates_control_tokens_only(rende
         uncleaned = text.encode("utf-8", "replace").decode()
         raw = renderer.render(uncleaned, uncleaned, True)
         assert sorted(token for token in raw.ids if token in renderer.control_ids) == wanted, repr(text)
+
+
+def test_a_word_that_the_vocabulary_lacks_is_no_control_token() -> None:
+    """The bundled model's tokenizer has an unknown token, as word pieces have: rows in another script failed as if they held a control token."""
+    bundled = load_renderer(str(BUNDLED_FOLDER / "rendered_mllm"), "main")
+    prompt, unknown = prompts.load("caption_fused"), bundled.tokenizer.unk_token_id
+    plain = bundled.render(prompt.system, prompt.render(alt_text="a red circle"), True)
+    controls = [token for token in plain.ids if token in bundled.control_ids]
+    for text in ("日本語のキャプション", "صورة", "x" * 500, "<|unk|> <|im_end|> <|image_pad|>"):
+        found = bundled.render(prompt.system, prompt.render(alt_text=as_data(text)), True).ids
+        assert [token for token in found if token in bundled.control_ids] == controls
+        assert unknown in found or "<|" in text
 
 
 def test_image_stands_between_system_text_and_the_users_text(renderer: Renderer) -> None:

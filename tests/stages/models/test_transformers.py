@@ -112,6 +112,32 @@ def test_a_wrong_spec_is_refused_before_anything_is_loaded(tmp_path: Path, tiny_
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(Fatal, match="could not load"):
         kind.load({"kind": "transformers", "weights": str(tmp_path)})
+    with pytest.raises(RecipeError, match="dtype 'float61' is none of auto, float32"):
+        kind.identity({"kind": "transformers", "weights": str(tiny_mllm), "dtype": "float61"})
+
+
+def test_a_folder_that_is_damaged_stops_the_run_and_is_named(tmp_path: Path, tiny_mllm: Path) -> None:
+    """With a tokenizer that has no image token every row would fail alone; a broken file ended in a traceback."""
+    import shutil
+
+    def spoiled(name: str, **files: bytes | None) -> dict[str, str]:
+        copy = Path(shutil.copytree(tiny_mllm, tmp_path / name))
+        for file in copy.iterdir():
+            given = files.get(file.name.split(".")[0], b"")
+            if given is None:
+                file.unlink()
+            elif given:
+                file.write_bytes(given)
+        return {"kind": "transformers", "weights": str(copy)}
+
+    for spec, told in (
+        (spoiled("cut", model=(tiny_mllm / "model.safetensors").read_bytes()[:5000]), "could not load"),
+        (spoiled("config", config=b'{"model_type": "qwen2_vl", '), "could not load"),
+        (spoiled("template", chat_template=b"{{ messages[0]['role'] }}"), "one image placeholder"),
+    ):
+        with pytest.raises(Fatal, match=told) as raised:
+            kind.load(spec)
+        assert spec["weights"] in str(raised.value)
 
 
 def test_identity_follows_the_files_and_not_the_folder(tiny_mllm: Path, tmp_path: Path) -> None:

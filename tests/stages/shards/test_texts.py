@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
+from PIL import Image
 
+from pipeline.errors import RecipeError
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
 from stages.pretrain.data import ShardDataset
@@ -65,6 +69,51 @@ def test_written_captions_stand_beside_the_texts_and_the_complement_joins_both(t
     samples = ShardDataset(tmp_path / "run" / "dataset")
     place = [samples.key(at) for at in range(len(samples))].index(written[0]["key"])
     assert samples.kinds(place) == ["caption", "alt_text", "caption_short"], "the joined text is none of the two"
+    assert samples.all_kinds() == {"caption", "alt_text", "caption_short"}
     alone = pictures(tmp_path / "run", [rules(2), CAPTION], caption="caption_short.text|text")
     assert not any(alone.tally.computed.values())
     assert {row["caption"] for row in index(tmp_path / "run")} >= {row["caption_short.text"] for row in written}
+
+
+CHECK = {"check": {"use": "caption_check", "of": "caption_short", "model": "clip"}}
+ATTRIBUTES = {"written": {"use": "attributes", "model": "clip", "embeddings": "clip_score"}}
+
+
+def folder_run(folder: Path, out: Path, **job: Any) -> dict[str, dict[str, Any]]:
+    """Rows of the index by file name; `written` is an attributes stage beside a caption."""
+    document = {
+        "name": "folder",
+        "input": {"kind": "image_folder", "folder": str(folder)},
+        "models": {"mllm": {"kind": "fake"}, "clip": CLIP},
+        "stages": [{"read_images": {}}, {"clip_score": {"model": "clip", "min": None, "keep_without_text": True}}, CAPTION, CHECK, ATTRIBUTES],
+        "jobs": [{"write_shards": job}],
+    }
+    run(build_recipe(document), out, LOCAL)
+    found = pq.read_table(out / "dataset" / "shards" / "train-00000.parquet").to_pylist()
+    return {Path(row["path"]).stem: row for row in found}
+
+
+CLIP = {"kind": "open_clip", "weights": "bundled:rendered_clip"}
+
+
+def test_images_without_alt_text_get_what_was_written_for_them(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, (name, text) in enumerate((("told", "a red circle"), ("mute", None), ("blank", "  "))):
+        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(folder / f"{name}.png")
+        if text is not None:
+            (folder / f"{name}.txt").write_text(text)
+    rows = folder_run(folder, tmp_path / "run", caption="alt_text|caption_short.text")
+    assert rows["told"]["caption"] == "a red circle"
+    assert all(rows[name]["caption"] == rows[name]["caption_short.text"] for name in ("mute", "blank"))
+    for name, row in rows.items():
+        assert [entry["kind"] for entry in row["texts"]] == ["alt_text"] * (name == "told") + ["caption_short", "written"]
+        caption, attributes = row["texts"][-2:]
+        assert caption["clip_score"] == row["check.s_xc"] is not None and attributes["text"] == row["written.text"]
+    joined = folder_run(folder, tmp_path / "run", complement="caption_short.text")
+    assert joined["told"]["caption"] == f"a red circle; {joined['told']['caption_short.text']}"
+    assert all(joined[name]["caption"] == joined[name]["caption_short.text"] for name in ("mute", "blank"))
+    samples = ShardDataset(tmp_path / "run" / "dataset")
+    assert sorted(map(samples.kinds, range(3)), key=len) == [["caption_short", "written"]] * 2 + [["caption", "alt_text", "caption_short", "written"]]
+    with pytest.raises(RecipeError, match=r"write_shards.caption: no column 'caption_shrot.text' \(did you mean 'caption_short.text'\?\)"):
+        folder_run(folder, tmp_path / "run", caption="caption_shrot.text|alt_text")
