@@ -108,6 +108,7 @@ class Chain:
         node.reads_resolve = self._bind_all(stage.reads_resolve, index + 1, where)
         self._check_named_rows(node)
         stage.check({column: self.type_of(ref) for column in self.available(index) if (ref := self._find(column, index)) is not None})
+        stage.check_makers(lambda column: self._made_by(column, index))
         self.nodes[index] = node
         if stage.uses_model and stage.model_name:
             weights = model_identity(self.recipe.models[stage.model_name])
@@ -167,6 +168,13 @@ class Chain:
             if column in node.writes:
                 return Ref(node.index, column)
         return None
+
+    def _made_by(self, column: str, before: int) -> tuple[Stage | None, str]:
+        """The stage that writes a column, and the digest of its model's identity."""
+        ref = self._find(column, before)
+        stage = None if ref is None else self.nodes[ref.node].stage
+        spec = self.recipe.models.get(stage.model_name or "") if stage is not None and stage.uses_model else None
+        return stage, digest_of(model_identity(spec)) if spec else ""
 
     def available(self, before: int | None = None) -> list[str]:
         """Column names that a stage at place `before` may read, each once; full names of columns that have no other."""

@@ -169,6 +169,8 @@ def checked(kind: str, value: str) -> tuple[str, str]:
     """One (kind, value) of an option. Raises RecipeError where it is not of that kind."""
     digits = {"hash": 64, "id": 32}.get(kind)
     plain = value.strip()
+    if kind == "domain" and (not plain or set(plain) & set("/:*@? ")):
+        raise RecipeError(f"--domain {value}: name a host alone, such as example.org (its sub-domains go with it), or give a whole address to --url")
     if digits and (len(plain) != digits or not set(plain.lower()) <= set("0123456789abcdef")):
         what = "a SHA-256" if kind == "hash" else "a sample_id"
         raise RecipeError(f"--{kind} {value}: {what} has {digits} hex digits")

@@ -16,7 +16,8 @@ from pipeline.console import some
 from pipeline.errors import Budget, RecipeError
 from pipeline.models import check_method
 from pipeline.stage import Job, Source, Stage
-from pipeline.storage import register_inputs
+from pipeline.storage import place_of, register_inputs
+from schemas.record import RunRecord
 
 TOP_KEYS = ("name", "description", "input", "seed", "decide", "models", "stages", "jobs", "budgets", "world")
 MOST_PROBLEMS = 2  # of one mapping, in one message
@@ -48,7 +49,9 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The raw dictionary of a recipe: a path to a .yaml file, or the name of one that comes with pairmill."""
+    """The raw dictionary of a recipe: a path to a .yaml file, the name of one that comes with pairmill, or the run.json of a run (the recipe it was last run with)."""
+    if name_or_path.rpartition("/")[2] == "run.json":
+        return _recipe_of_run(name_or_path)
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path)
         if not path.is_file():
@@ -66,6 +69,15 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {name_or_path}: the top level must be a mapping with the keys {', '.join(TOP_KEYS)}")
     return data
+
+
+def _recipe_of_run(path: str) -> dict[str, Any]:
+    try:
+        return RunRecord.from_json(place_of(path).read_text()).recipe
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path}: no such file") from None
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"recipe {path}: is no run.json that can be read ({error})") from error
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:

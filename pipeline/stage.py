@@ -130,6 +130,10 @@ class Stage:
         """Called once when the recipe is read, with the columns before this stage. Raises RecipeError where parameters
         name what is not there."""
 
+    def check_makers(self, made_by: Callable[[str], tuple[Stage | None, str]]) -> None:
+        """Called after `check`. made_by(column): the stage that writes a column before this one (None where none does), and the identity of its model
+        (a digest, '' without one). Raises RecipeError where what is compared with the column was made otherwise."""
+
     def compute_facts(self) -> Any:
         """What makes the values beside parameters and model, as plain JSON values (such as a prompt's text); None for nothing."""
         return None

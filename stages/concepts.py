@@ -47,7 +47,7 @@ class Concepts(Stage):
     """
 
     name: ClassVar[str] = "concepts"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # names in scripts without spaces
     Params = ConceptsParams
     params: ConceptsParams
     reads = ("texts|text|alt_text",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -65,6 +65,16 @@ class KnownDup(Stage):
             more = f"{self.params.max_distance} is more than the {self.distance} bits searched"
             raise RecipeError(f"stages.{self.instance}.max_distance: {more}; raise search_distance")
         self.compute_facts()
+
+    def check_makers(self, made_by: Callable[[str], tuple[Stage | None, str]]) -> None:
+        """Raises RecipeError where the hashes of an index cannot be compared with those of this recipe."""
+        maker, by = made_by(self.params.by)[0], self.params.by
+        for facts in (read_facts(known_path(name)) for name in self.params.indexes) if maker is not None else ():
+            where = f"stages.{self.instance}: index {facts.name}"
+            if facts.counts.get("items") and not facts.counts.get(by):
+                raise RecipeError(f"{where} has no {by} hashes, since its run made none; set another `by`, or put the stage before image_hash: it then compares bytes")
+            if facts.trimmed is not None and facts.trimmed != getattr(maker.params, "trimmed", facts.trimmed):
+                raise RecipeError(f"{where} has hashes made with image_hash.trimmed={str(facts.trimmed).lower()}, which are others than those here; set the same")
 
     def compute_facts(self) -> Any:
         """The contents of the indexes, whatever their paths."""

@@ -16,7 +16,7 @@ from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.models import local_model, model_identity
 from pipeline.recipe import build_params
-from schemas.outcome import Failure
+from schemas.outcome import Failure, FailureCode
 from stages.images.decoders import DecoderLimits, shared_decoders
 from stages.images.hashes import has_pdq
 from stages.images.local import Place as At
@@ -30,21 +30,21 @@ from stages.source.webdataset_tars import WebdatasetTars
 
 _CHUNK = 256
 _MOST_BYTES = 256 << 20
+TARS = (".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")
 _TEXT_COLUMNS = ("text", "texts", "caption", "captions", "alt_text", "question")
 
 
-def images_source(images: str) -> LocalSource:
-    """The source that reads a folder of images, or tars. Raises RecipeError where there are none."""
-    path = absolute(images)
-    cls: type[LocalSource] = ImageFolder
-    if images.lower().endswith((".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")) or (Path(path).is_dir() and _holds_tars(Path(path))):
-        cls = WebdatasetTars
-    source = cls(build_params(cls, {"tars" if cls is WebdatasetTars else "folder": images}, "index"))
-    return source
+def images_of(images: str) -> Iterator[LocalRow]:
+    """Rows of a tar, or of a folder: its images, then the samples of the tars in it. Raises RecipeError where nothing is there."""
+    is_tar = images.lower().endswith(TARS)
+    if not is_tar:
+        yield from ImageFolder(build_params(ImageFolder, {"folder": images}, "index")).rows()
+    if is_tar or _holds_tars(Path(absolute(images))):
+        yield from WebdatasetTars(build_params(WebdatasetTars, {"tars": images}, "index")).rows()
 
 
 def _holds_tars(folder: Path) -> bool:
-    return any(folder.glob("*.tar")) and not any(folder.glob("*.jpg"))
+    return folder.is_dir() and any(path.name.lower().endswith(TARS) for path in folder.rglob("*"))
 
 
 def build_index(
@@ -52,12 +52,13 @@ def build_index(
 ) -> Index:
     """Hash images (with the captions beside them) and texts into an index.
 
-    model: spec of a model that embeds images, as in a recipe's models table. An image that cannot be read or decoded is left out and told in `notes`.
+    model: spec of a model that embeds images, as in a recipe's models table. Of an image that cannot be read or decoded only the bytes and the texts stand in
+    the index, which `notes` tell; one of which neither is known is left out.
     Raises RecipeError where nothing is left.
     """
     told = notes if notes is not None else []
     loaded = local_model(model) if model else None
-    tables = [_table(chunk, loaded, told) for folder in images for chunk in _chunks(images_source(folder).rows())]
+    tables = [_table(chunk, loaded, told) for folder in images for chunk in _chunks(images_of(folder))]
     lines = [line for file in texts for line in read_texts(file)]
     if lines:
         tables.append(pa.table({"item": [item for item, _ in lines], "texts": pa.array([[text] for _, text in lines], pa.list_(pa.string()))}))
@@ -81,11 +82,9 @@ def _chunks(rows: Iterator[LocalRow]) -> Iterator[list[LocalRow]]:
 
 
 def _table(rows: list[LocalRow], model: Any, notes: list[str]) -> pa.Table:
-    """Items of some rows, in order; those without an image that can be read are left out."""
+    """Items of some rows, in order; those of which nothing is known are left out."""
     decoders, pdq = shared_decoders(DecoderLimits()), has_pdq()
-    good = [(at, row) for at, row in enumerate(rows) if row.file and not row.code]
-    notes += [f"{row.path}: {row.detail or 'no image'}" for row in rows if row.code or not row.file]
-    places = [At(at, row.file or "", row.offset, row.size) for at, row in good]
+    places = [At(at, row.file, row.offset, row.size) for at, row in enumerate(rows) if row.file and not row.code]
     bodies = {at: data for task in plan_reads(places) for found in read_places(task, _MOST_BYTES) for at, data in found}
     view = _view(model)
     waiting = {
@@ -94,19 +93,21 @@ def _table(rows: list[LocalRow], model: Any, notes: list[str]) -> pa.Table:
     }  # fmt: skip
     items: list[dict[str, Any]] = []
     pixels: list[Any] = []
-    for at, row in good:
-        body, crop = bodies[at], None
-        found = body if isinstance(body, Failure) else waiting[at][0].result()
-        later = waiting[at][1] if at in waiting else None
-        if later is not None and not isinstance(found, Failure):
-            crop = later.result()
-            found = crop if isinstance(crop, Failure) else found
-        if isinstance(found, Failure) or isinstance(body, Failure):
-            notes.append(f"{row.path}: {found.detail or found.code}" if isinstance(found, Failure) else row.path)
-            continue
-        texts = sorted({text for entry in row.texts if (text := normalised(text_of(entry)))})
-        items.append({"item": row.path, "raw_sha256": hashlib.sha256(body).digest(), **found, "texts": texts or None})
-        pixels.append(crop)
+    for at, row in enumerate(rows):
+        body = bodies.get(at) or Failure(row.code or FailureCode.MISSING_IMAGE, row.detail or "no image")
+        answers = [one.result() for one in waiting.get(at, ()) if one is not None]
+        wrong = next((one for one in (body, *answers) if isinstance(one, Failure)), None)
+        item: dict[str, Any] = {} if isinstance(body, Failure) else {"raw_sha256": hashlib.sha256(body).digest()}
+        if texts := sorted({text for entry in row.texts if (text := normalised(text_of(entry)))}):
+            item["texts"] = texts
+        if wrong is not None:
+            known = " and ".join(name for name, key in (("its bytes", "raw_sha256"), ("its texts", "texts")) if key in item)
+            notes.append(f"{row.path}: {wrong.detail or wrong.code}; {f'known by {known} alone' if known else 'left out'}")
+        elif not isinstance(answers[0], Failure):
+            item |= answers[0]
+        if item:
+            items.append({"item": row.path, **item})
+            pixels.append(answers[1] if wrong is None and view else None)
     return _with_embeddings(items, pixels, model)
 
 
@@ -119,8 +120,10 @@ def _with_embeddings(items: list[dict[str, Any]], pixels: list[Any], model: Any)
     table = pa.Table.from_pylist(items) if items else pa.table({"item": pa.array([], pa.string())})
     if not model or not items:
         return table
-    found = model.submit("embed", {"images": np.stack(pixels), "texts": []}).result()["image"].astype(np.float16)
-    return table.append_column(EMBEDDING, pa.array([one.tobytes() for one in found], pa.binary(found.shape[1] * 2)))
+    seen = [one for one in pixels if one is not None]
+    width = int(model.describe()["embed_dim"]) * 2
+    found = iter(model.submit("embed", {"images": np.stack(seen), "texts": []}).result()["image"].astype(np.float16) if seen else ())
+    return table.append_column(EMBEDDING, pa.array([None if one is None else next(found).tobytes() for one in pixels], pa.binary(width)))
 
 
 def read_texts(file: str) -> Iterator[tuple[str, str]]:

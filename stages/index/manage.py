@@ -25,14 +25,17 @@ def merged(name: str, indexes: Iterable[Index]) -> Index:
     """All items of several indexes, equal lines once. Raises RecipeError where embeddings are of different models."""
     given = list(indexes)
     models = [one.facts.model for one in given if one.facts.model]
-    if any(model != models[0] for model in models):
+    if any(model["identity"] != models[0]["identity"] for model in models):
         raise RecipeError(f"index {name}: the embeddings of the indexes are of different models; build them again with one, or without")
+    trimmed = {one.facts.trimmed for one in given if one.facts.counts.get("phash") and one.facts.trimmed is not None}
+    if len(trimmed) > 1:
+        raise RecipeError(f"index {name}: some hashes are of trimmed images and some are not (image_hash.trimmed of their runs); merge those of one kind")
     tables = [one.table for one in given]
     if models:
         kind = next(table.schema.field(EMBEDDING).type for table in tables if EMBEDDING in table.column_names)
         nothing = [table if EMBEDDING in table.column_names else table.append_column(EMBEDDING, pa.nulls(table.num_rows, kind)) for table in tables]
         tables = nothing
-    return make_index(name, pa.concat_tables(tables), models[0] if models else None)
+    return make_index(name, pa.concat_tables(tables), models[0] if models else None, next(iter(trimmed), None))
 
 
 def remove_index(path: Place) -> None:
@@ -48,5 +51,5 @@ def remove_items(path: Place, matches: Callable[[dict[str, Any]], bool]) -> int:
     keep = [not matches(key) for key in keys]
     removed = len(keep) - sum(keep)
     if removed:
-        write_index(make_index(index.facts.name, index.table.filter(pa.array(keep, pa.bool_())), index.facts.model), path)
+        write_index(make_index(index.facts.name, index.table.filter(pa.array(keep, pa.bool_())), index.facts.model, index.facts.trimmed), path)
     return removed

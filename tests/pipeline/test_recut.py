@@ -123,7 +123,7 @@ def test_what_it_refuses(pictures: Path, tmp_path: Path) -> None:
         return " ".join(result.stderr.split())
 
     missing = told("--set", "rate.min=0.1", "--out", str(tmp_path / "other"))
-    assert "17 rows at again" in missing and f"pairmill run pictures --out {pictures} --no-jobs --set rate.min=0.1" in missing
+    assert "17 rows at again" in missing and f"pairmill run {pictures}/run.json --out {pictures} --no-jobs --set rate.min=0.1" in missing
     assert not (tmp_path / "other").exists()
     assert "the input cannot be changed" in told("--set", "input.rows=50", "--out", str(tmp_path / "other"))
     assert "not into it" in told("--out", str(pictures / "other")) and "not into it" in told("--out", str(pictures))
