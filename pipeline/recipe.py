@@ -49,7 +49,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The raw dictionary of a recipe: a path to a .yaml file, the name of one that comes with pairmill, or the run.json of a run (the recipe it was last run with)."""
+    """The raw dictionary of a recipe: a path to a .yaml file, the name of one that comes with pairmill, or the run.json of a run, whose recipe it holds."""
     if name_or_path.rpartition("/")[2] == "run.json":
         return _recipe_of_run(name_or_path)
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:

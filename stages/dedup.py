@@ -29,7 +29,9 @@ REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reaso
 class DedupParams(Params):
     """How near two images are one, and which row of a component stays."""
 
-    max_distance: int | None = decides(None, "bits of near_dup's hash that two images of one component may differ in; null: 31 of 256, 6 of 64, or near_dup's search_distance where lower", ge=0)
+    max_distance: int | None = decides(
+        None, "bits of near_dup's hash that two images of one component may differ in; null: 31 of 256, 6 of 64, or search_distance where lower", ge=0
+    )
     min_cosine: float | None = decides(
         None, "least cosine of the embeddings of two images of one component; null: 0.95, or semantic_dup's search_cosine where higher", le=1
     )

@@ -72,9 +72,9 @@ class KnownDup(Stage):
         for facts in (read_facts(known_path(name)) for name in self.params.indexes) if maker is not None else ():
             where = f"stages.{self.instance}: index {facts.name}"
             if facts.counts.get("items") and not facts.counts.get(by):
-                raise RecipeError(f"{where} has no {by} hashes, since its run made none; set another `by`, or put the stage before image_hash: it then compares bytes")
+                raise RecipeError(f"{where} has no {by} hashes, since its run made none; set another `by`, or put the stage before image_hash, for bytes alone")
             if facts.trimmed is not None and facts.trimmed != getattr(maker.params, "trimmed", facts.trimmed):
-                raise RecipeError(f"{where} has hashes made with image_hash.trimmed={str(facts.trimmed).lower()}, which are others than those here; set the same")
+                raise RecipeError(f"{where} has hashes made with image_hash.trimmed={str(facts.trimmed).lower()}, and here it is set otherwise: set the same")
 
     def compute_facts(self) -> Any:
         """The contents of the indexes, whatever their paths."""

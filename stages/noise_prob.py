@@ -68,6 +68,11 @@ class NoiseProb(Stage):
     def reads_resolve(self) -> Sequence[str]:  # type: ignore[override]
         return (self.params.column,) if self.params.column else ()
 
+    def check(self, available: Mapping[str, Any]) -> None:
+        """Raises RecipeError where the column holds no numbers."""
+        if self.params.column:
+            machine.check_number(f"stages.{self.instance}.column", self.params.column, available)
+
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con = evidence.con
         self._gather(con)

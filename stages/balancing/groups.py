@@ -26,7 +26,7 @@ class Cap(BaseModel):
     """At most so many rows of each group."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    by: str = Field(description="column or expression whose value is the group: cluster, query, source, host(url); rows where it is null all stay")
+    by: str = Field(description="column or expression whose value is the group: cluster, query, host(url), domain(url); rows where it is null all stay")
     max: int = Field(description="rows of a group that stay, drawn by hash (RealSyn: 20, 35, 180 for 15, 30, 100 million of a million clusters)", ge=0)
 
     @field_validator("by")
@@ -148,6 +148,16 @@ class QuotaRule:
         )
         con.execute("DROP TABLE balance_quotas")
         return {"quotas": dict(self.params.max)}
+
+
+def holds_names(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds texts, lists of texts, or lists of structs with a name."""
+    if not isinstance(kind, pa.DataType):
+        return False
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if pa.types.is_struct(inner) and inner is not kind:
+        inner = inner.field("name").type if inner.get_field_index("name") >= 0 else pa.int8()
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
 
 
 SCORE_SHOWN: Final = "coalesce(CAST(score AS VARCHAR), 'null')"

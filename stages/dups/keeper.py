@@ -41,7 +41,8 @@ def keepers(con: duckdb.DuckDBPyConnection, max_texts: int | None, by: KeeperBy)
 
 
 _FATE = """r.part, r."row", CASE WHEN d.nth > 1 THEN d.keeper END AS dup_of,
-            CASE WHEN d.nth > 1 THEN CASE WHEN d.same_bytes THEN 'bytes' WHEN d.is_near THEN 'near' ELSE 'semantic' END END AS kind, d.keeper AS dup_component"""
+            CASE WHEN d.nth > 1 THEN CASE WHEN d.same_bytes THEN 'bytes' WHEN d.is_near THEN 'near' ELSE 'semantic' END END AS kind,
+            d.keeper AS dup_component"""
 
 
 def _apart(own_texts: str) -> str:

@@ -24,7 +24,7 @@ from stages.images.local import plan_reads, read_places
 from stages.index.files import EMBEDDING, Index, make_index
 from stages.index.texts import normalised
 from stages.source.image_folder import ImageFolder
-from stages.source.local_rows import LocalRow, LocalSource, absolute, text_of
+from stages.source.local_rows import LocalRow, absolute, text_of
 from stages.source.table_files import as_text, find_files
 from stages.source.webdataset_tars import WebdatasetTars
 
@@ -117,7 +117,8 @@ def _view(model: Any) -> dict[str, Any]:
 
 
 def _with_embeddings(items: list[dict[str, Any]], pixels: list[Any], model: Any) -> pa.Table:
-    table = pa.Table.from_pylist(items) if items else pa.table({"item": pa.array([], pa.string())})
+    names = dict.fromkeys(name for item in items for name in item) or ["item"]
+    table = pa.table({name: pa.array([item.get(name) for item in items], None if items else pa.string()) for name in names})
     if not model or not items:
         return table
     seen = [one for one in pixels if one is not None]

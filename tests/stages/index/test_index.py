@@ -46,17 +46,18 @@ def folder(tmp_path: Path) -> Path:
 def test_an_index_of_a_folder_depends_on_its_contents_alone(folder: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     index = build_index("e", [str(folder)], notes=notes)
-    rows = index.table.to_pylist()
+    broken, *rows = index.table.to_pylist()
+    assert {name for name, value in broken.items() if value is not None} == {"item", "raw_sha256"}  # what cannot be decoded is known by its bytes
     assert [row["item"] for row in rows] == ["inner/p2.jpg", "inner/p3.jpg", "p0.jpg", "p1.jpg"]
     assert rows[2]["raw_sha256"] == hashlib.sha256((folder / "p0.jpg").read_bytes()).digest()
     assert rows[2]["texts"] == ["a dog runs over the green field towards its ball"] and rows[3]["texts"] is None
     assert all(len(row["windows"]) == 8 * 29 and len(row["thumb"]) == 1024 and row["windows"][:8] != b"\0" * 8 for row in rows)
-    assert len(notes) == 1 and notes[0].startswith("broken.jpg")
+    assert len(notes) == 1 and notes[0].startswith("broken.jpg") and notes[0].endswith("known by its bytes alone")
     paths = [tmp_path / f"{name}{SUFFIX}" for name in "ab"]
     write_index(index, paths[0])
-    write_index(make_index("e", index.table.take(pa.array([3, 1, 0, 2, 1]))), paths[1])
+    write_index(make_index("e", index.table.take(pa.array([3, 1, 4, 0, 2, 1]))), paths[1])
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert read_facts(paths[0]).counts["items"] == 4 and read_facts(paths[0]).digest == index.facts.digest
+    assert read_facts(paths[0]).counts["items"] == 5 and read_facts(paths[0]).digest == index.facts.digest
 
 
 def test_commands_build_list_merge_and_remove(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,14 +66,14 @@ def test_commands_build_list_merge_and_remove(folder: Path, tmp_path: Path, monk
     assert pairmill("index", "build", "pictures", "--images", str(folder)).exit_code == 0
     assert pairmill("index", "build", "words", "--texts", str(tmp_path / "t.jsonl")).exit_code == 0
     listed = json.loads(pairmill("index", "list", "--json").stdout)["indexes"]
-    assert [(one["name"], one["counts"]["items"]) for one in listed] == [("pictures", 4), ("words", 3)]
+    assert [(one["name"], one["counts"]["items"]) for one in listed] == [("pictures", 5), ("words", 3)]
     both = [pairmill("index", "merge", name, *parts, "--json") for name, parts in (("both", ["pictures", "words"]), ("both", ["words", "pictures"]))]
     digests = {json.loads(one.stdout)["indexes"][0]["digest"] for one in both}
     assert len(digests) == 1
     digest = hashlib.sha256((folder / "p1.jpg").read_bytes()).hexdigest()
     removed = pairmill("index", "remove", "both", "--hash", digest.upper(), "--id", "p0.jpg", "--json")
     assert json.loads(removed.stdout)["removed_items"] == 2
-    assert read_index(index_path("both")).table.num_rows == 5 and read_facts(index_path("both")).digest not in digests
+    assert read_index(index_path("both")).table.num_rows == 6 and read_facts(index_path("both")).digest not in digests
     assert pairmill("index", "remove", "both").exit_code == 0 and not (tmp_path / "mine" / f"both{SUFFIX}").exists()
     wrong = pairmill("index", "remove", "pictrues")
     assert wrong.exit_code == 2 and "did you mean 'pictures'" in wrong.output
