@@ -69,7 +69,7 @@ def _told(chain: Chain, footers: Sequence[Footers], move: Move, most: dict[str, 
     names = ", ".join(node.name for node in move.moved)
     if measured:
         share = sum(_work(footers, [node])[2] for node in asked) * dropped
-        saves = f"{dropped:,} of the {measured:,} rows that {model.name} measured here, which {last.name} drops (some {number(round(share, 1))} model-seconds)"
+        saves = f"{dropped:,} of the {measured:,} rows that {model.name} measured here, which {last.name} drops (some {round(share, 1):,} model-seconds)"
         overlap = min(_work(footers, before)[1], seconds)
         waits = f", an overlap of up to {number(round(overlap))} s of work by the rates of this run"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.chain import Chain
 from pipeline.errors import Fatal, RecipeError
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
+from pipeline.storage import place_of
 from stages.demo.image_bytes import encode
 from stages.images.leaks import THUMB, VIEW, agreement, border_box, index_picture, looks, windows
 from stages.index.build import build_index
-from stages.index.evaluation import EvaluationSets
-from stages.index.files import SUFFIX, make_index, write_index
+from stages.index.evaluation import EvaluationSets, _contents, digests_of, opened
+from stages.index.files import SUFFIX, make_index, read_index, write_index
 from stages.index.from_run import index_of_run
+from stages.index.manage import merged
 
 CLIP = {"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu"}
 
@@ -204,3 +208,49 @@ def test_photos_planted_among_others_are_found(photos: list[Path]) -> None:
     assert np.mean(found) >= 0.9
     others = sets.nearest_pictures([looks(pixels) for pixels in pictures[40:]])
     assert not [answer for answer in others if answer is not None and answer[2] >= 0.6]
+
+
+def test_a_folder_is_known_by_its_captions_and_the_tars_in_it_too(evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (evaluation / "inner").mkdir()
+    with tarfile.open(evaluation / "inner/more.tar", "w") as tar:
+        tar.add(evaluation / "e4.jpg", "0001.jpg")
+    (evaluation / "bad.jpg").write_bytes((evaluation / "e1.jpg").read_bytes()[:900])
+    (evaluation / "bad.txt").write_text("the caption of a picture that nobody can decode today")
+    before = digests_of((str(evaluation),), False)
+    made = opened(str(evaluation)).table.to_pylist()
+    assert [one["item"] for one in made] == ["bad.jpg", *(f"e{nth}.jpg" for nth in range(5)), "more.tar/0001.jpg"]
+    assert made[0]["texts"] and made[0]["raw_sha256"] and made[0]["phash"] is None and made[6]["raw_sha256"] == made[5]["raw_sha256"]
+    assert "1 of its images cannot be compared as pictures, such as bad.jpg" in capsys.readouterr().err
+    (evaluation / "e0.txt").write_text("another caption of as many words as it had before, at least")
+    _contents.cache_clear()
+    assert digests_of((str(evaluation),), False) != before and opened(str(evaluation)).table.to_pylist()[1]["texts"] != made[1]["texts"]
+
+
+def test_what_cannot_be_compared_is_refused(evaluation: Path, tmp_path: Path) -> None:
+    def refused(*stages: Any) -> str:
+        data = {"name": "d", "input": {"kind": "image_folder", "folder": str(evaluation)}, "models": {"clip": CLIP}, "stages": ["read_images", *stages]}
+        with pytest.raises(RecipeError) as told:
+            Chain(build_recipe(data))
+        return str(told.value)
+
+    def index(name: str, trimmed: bool | None = None, model: dict[str, Any] | None = None, **columns: Any) -> str:
+        path = tmp_path / f"{name}{SUFFIX}"
+        write_index(make_index(name, pa.table({"item": ["a"], **columns}), model, trimmed), path)
+        return str(path)
+
+    emb = {"image_emb": pa.array([b"12"], pa.binary(2))}
+    against = {"against": [index("other", model={"identity": "another"}, **emb)], "embeddings": True}
+    assert "of another model than those of this recipe" in refused("clip_score", {"decontaminate": against})
+    assert "stand in indexes alone" in refused("clip_score", {"decontaminate": {"against": [str(evaluation)], "embeddings": True}})
+    assert "there is no such folder" in refused({"decontaminate": {"against": [str(tmp_path / "none")]}})
+    assert "cannot be read as evaluation texts" in refused({"decontaminate": {"against": [str(tmp_path / "none.txt")]}})
+    hashes = {"image_hash": {"pdq": False}}
+    bytes_alone, trimmed = index("bytes"), index("trimmed", True, phash=pa.array([b"12345678"]), phash_quality=pa.array([80], pa.int16()))
+    assert "index bytes has no phash hashes" in refused(hashes, {"known_dup": {"indexes": [bytes_alone]}})
+    assert "image_hash.trimmed=true, and here it is set otherwise" in refused(hashes, {"known_dup": {"indexes": [trimmed]}})
+    given = [read_index(place_of(path)) for path in (trimmed, index("plain", False, phash=pa.array([b"12345678"])))]
+    with pytest.raises(RecipeError, match="merge those of one kind"):
+        merged("both", given)
+    same = [read_index(place_of(index(name, model={"identity": "m", **more}, **emb))) for name, more in (("run", {}), ("eval", {"width": 1}))]
+    assert merged("both", same).facts.model["identity"] == "m"

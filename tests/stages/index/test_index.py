@@ -106,3 +106,6 @@ def test_texts_match_by_runs_of_eight_words() -> None:
     assert table.best(["so these are just five words of text and more"]) is None
     assert table.best(["w1 w2 w3"]) is None
     assert normalised("  Ｆull-width, ﬁne ") == "full width fine"
+    # Letters of scripts without spaces are words, also in an index that was made before they were.
+    for stored in (normalised("一只黑色的狗在草地上奔跑"), "一只黑色的狗在草地上奔跑"):
+        assert TextTable([("zh", stored)], 8).best(["看:一只黑色的狗在草地上奔跑。"]) == ("zh", 1.0)
