@@ -188,12 +188,14 @@ def group_values(at: Judging, expression: Expression, table: str) -> None:
         return
     con.execute(f"CREATE OR REPLACE TABLE {table} (key BIGINT, name VARCHAR)")
     columns = ", ".join(quoted(name) for name in ("key", *expression.columns))
-    for batch in con.cursor().sql(f"SELECT {columns} FROM {at.rows}").to_arrow_reader(BATCH):
+    con.execute(f"CREATE OR REPLACE TABLE balance_values AS SELECT {columns} FROM {at.rows}")  # a cursor sees tables, and no columns in memory
+    for batch in con.cursor().sql("SELECT * FROM balance_values").to_arrow_reader(BATCH):
         values = [expression.value(row) for row in batch.to_pylist()]
         names = pa.array([None if value is None else shown(value) for value in values], pa.string())
         con.register("balance_incoming", pa.table({"key": batch.column(0), "name": names}))
         con.execute(f"INSERT INTO {table} SELECT * FROM balance_incoming WHERE name IS NOT NULL")
         con.unregister("balance_incoming")
+    con.execute("DROP TABLE balance_values")
 
 
 def shown(value: Any) -> str:
