@@ -149,7 +149,10 @@ def build_params(cls: Any, raw: dict[str, Any], where: str) -> Any:
         lines = []
         for problem in _one_per_key(error.errors(), cls):
             key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
+            if "." in key and problem["type"] in ("extra_forbidden", "missing"):
+                inner, _, name = key.rpartition(".")
+                lines.append(f"{where}.{inner}: " + (f"unknown key {name!r}" if problem["type"] == "extra_forbidden" else f"{name!r} is required"))
+            elif problem["type"] == "extra_forbidden":
                 near = registry.nearest(key, known)
                 lines.append(f"{where}: unknown key {key!r}{near}" + ("" if near else f"; valid: {some(known, 80) or 'none'}"))
             elif problem["type"] == "missing":
@@ -176,7 +179,7 @@ def _one_per_key(problems: list[Any], cls: Any) -> list[Any]:
         field = cls.Params.model_fields.get(place[0]) if place else None
         if field is not None and field.is_required() and problem.get("input") is None:
             problem = {**problem, "loc": place[:1], "type": "missing"}
-        elif field is not None and len(place) == 2 and isinstance(field.annotation, types.UnionType):
+        elif field is not None and len(place) == 2 and isinstance(field.annotation, types.UnionType) and problem["type"] not in ("extra_forbidden", "missing"):
             problem = {**problem, "loc": place[:1]}
         found.setdefault((problem["loc"], problem["type"] == "extra_forbidden"), problem)
     return list(found.values())

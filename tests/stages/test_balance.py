@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import RecipeError
+from pipeline.recipe import build_params
 from pipeline.stage import Evidence
 from schemas.sample import TEXTS, make_text, sample_id
 from stages.balance import Balance
@@ -279,6 +280,9 @@ def test_what_cannot_work_says_so(tmp_path: Path) -> None:
     empty.write_text("dog")
     assert Balance.Params(metadata={"file": str(empty)}).metadata.file_sha256 != before
     assert balanced([texts("a dog")], metadata={"file": str(empty)})
+    for params, told in (({"metadata": {"foo": 3}}, "metadata: unknown key 'foo'"), ({"caps": [{"by": "cluster"}]}, "caps.0: 'max' is required")):
+        with pytest.raises(RecipeError, match=f"stages.balance.{told}"):
+            build_params(Balance, params, "stages.balance")
     with pytest.raises(RecipeError, match="no word stands 100 times in the 2 texts"):
         balanced([texts("a dog"), texts("a cat")], metadata={})
     types = {"word": pa.string(), "many": pa.list_(pa.int32()), "number": pa.float32(), "tags": pa.list_(pa.struct([("name", pa.string())]))}

@@ -81,7 +81,7 @@ def test_a_moved_cap_embeds_nothing_again_and_a_smaller_one_keeps_some_of_the_sa
 
 def test_whatif_asks_the_query_of_metadata_and_of_a_cap_by_an_expression(table: Path) -> None:
     balance = {"metadata": {"min_count": 1, "t": 3}, "caps": [{"by": "host(url)", "max": 25}, {"by": "domain(url)", "max": 60}]}
-    data = {"name": "b", "input": {"kind": "url_table", "table": str(table / "rows.parquet"), "rows_per_part": 50}, "stages": [{"balance": balance}], "jobs": []}
+    data = {"name": "b", "input": {"kind": "url_table", "table": str(table / "rows.parquet"), "rows_per_part": 50}, "stages": [{"balance": balance}]}
     run(build_recipe(data), table / "run", RunOptions(executor="local"))
     for nth, (setting, value) in enumerate((("t", 30), ("size", 40))):
         balance["metadata"] = {"min_count": 1, setting: value}
