@@ -20,7 +20,7 @@ from schemas.outcome import Failure, FailureCode
 from stages.images.decoders import DecoderLimits, shared_decoders
 from stages.images.hashes import has_pdq
 from stages.images.local import Place as At
-from stages.images.local import plan_reads, read_places
+from stages.images.local import is_local, plan_reads, read_places
 from stages.index.files import EMBEDDING, Index, make_index
 from stages.index.texts import normalised
 from stages.source.image_folder import ImageFolder
@@ -37,6 +37,8 @@ _TEXT_COLUMNS = ("text", "texts", "caption", "captions", "alt_text", "question")
 def images_of(images: str) -> Iterator[LocalRow]:
     """Rows of a tar, or of a folder: its images, then the samples of the tars in it. Raises RecipeError where nothing is there."""
     is_tar = images.lower().endswith(TARS)
+    if not is_tar and is_local(images) and not Path(absolute(images)).is_dir():
+        raise RecipeError(f"{images}: no folder of images, and no tar ({', '.join(TARS)}); name one of them")
     if not is_tar:
         yield from ImageFolder(build_params(ImageFolder, {"folder": images}, "index")).rows()
     if is_tar or _holds_tars(Path(absolute(images))):

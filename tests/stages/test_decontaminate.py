@@ -247,6 +247,7 @@ def test_what_cannot_be_compared_is_refused(evaluation: Path, tmp_path: Path) ->
     assert "cannot be read as evaluation texts" in refused({"decontaminate": {"against": [str(tmp_path / "none.txt")]}})
     hashes = {"image_hash": {"pdq": False}}
     bytes_alone, trimmed = index("bytes"), index("trimmed", True, phash=pa.array([b"12345678"]), phash_quality=pa.array([80], pa.int16()))
+    assert "image_hash makes no pdq here" in refused(hashes, {"known_dup": {"indexes": [trimmed], "by": "pdq"}})
     assert "index bytes has no phash hashes" in refused(hashes, {"known_dup": {"indexes": [bytes_alone]}})
     assert "image_hash.trimmed=true, and here it is set otherwise" in refused(hashes, {"known_dup": {"indexes": [trimmed]}})
     given = [read_index(place_of(path)) for path in (trimmed, index("plain", False, phash=pa.array([b"12345678"])))]
