@@ -70,7 +70,7 @@ class KnownDup(Stage):
         """Raises RecipeError where the hashes of an index cannot be compared with those of this recipe."""
         maker, by = made_by(self.params.by)[0], self.params.by
         if maker is None and made_by("phash")[0] is not None:
-            raise RecipeError(f"stages.{self.instance}.by: image_hash makes no {by} here, and no image would be compared; set image_hash.{by}=true, or by: phash")
+            raise RecipeError(f"stages.{self.instance}.by: image_hash makes no {by} here, so no image would be compared; set image_hash.{by}=true or by: phash")
         for facts in (read_facts(known_path(name)) for name in self.params.indexes) if maker is not None else ():
             where = f"stages.{self.instance}: index {facts.name}"
             if facts.counts.get("items") and not facts.counts.get(by):
