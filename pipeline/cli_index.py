@@ -93,7 +93,10 @@ def list_(
     """
     from pipeline.storage import place_of
 
-    _tell(_module("manage").listed(place_of(folder) if folder else None), json)
+    notes: list[str] = []
+    _tell(_module("manage").listed(place_of(folder) if folder else None, notes), json)
+    for note in notes:
+        say(note)
     return 0
 
 

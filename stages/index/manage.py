@@ -11,14 +11,19 @@ import pyarrow as pa
 from pipeline.errors import RecipeError
 from pipeline.files import remove_files
 from pipeline.storage import Place
-from stages.index.files import EMBEDDING, SUFFIX, Index, index_folder, make_index, read_facts, read_index, write_index
+from stages.index.files import EMBEDDING, SUFFIX, Index, index_folder, is_index, make_index, read_facts, read_index, write_index
 
 
-def listed(folder: Place | None = None) -> list[dict[str, Any]]:
-    """Facts of the indexes in a folder (default: the user's), with their paths."""
+def listed(folder: Place | None = None, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """Facts of the indexes in a folder (default: the user's), with their paths; files that cannot be read as one are told in `notes`."""
     place = folder or index_folder()
-    found: list[Place] = sorted(place.glob(f"*{SUFFIX}"), key=str)
-    return [{"path": str(path), **asdict(read_facts(path))} for path in found]
+    found = []
+    for path in sorted(place.glob(f"*{SUFFIX}"), key=str):
+        try:
+            found.append({"path": str(path), **asdict(read_facts(path))})
+        except RecipeError as error:
+            (notes if notes is not None else []).append(str(error))
+    return found
 
 
 def merged(name: str, indexes: Iterable[Index]) -> Index:
@@ -39,8 +44,9 @@ def merged(name: str, indexes: Iterable[Index]) -> Index:
 
 
 def remove_index(path: Place) -> None:
-    """Remove an index file that is one. Raises RecipeError for another file."""
-    read_facts(path)
+    """Remove an index file, of any version, or a damaged one that has the name of one. Raises RecipeError for another file."""
+    if not path.name.endswith(SUFFIX) and not is_index(path):
+        read_facts(path)
     remove_files([path])
 
 

@@ -75,6 +75,10 @@ def test_commands_build_list_merge_and_remove(folder: Path, tmp_path: Path, monk
     assert json.loads(removed.stdout)["removed_items"] == 2
     assert read_index(index_path("both")).table.num_rows == 6 and read_facts(index_path("both")).digest not in digests
     assert pairmill("index", "remove", "both").exit_code == 0 and not (tmp_path / "mine" / f"both{SUFFIX}").exists()
+    (tmp_path / "mine" / f"bad{SUFFIX}").write_text("no Parquet")
+    told = pairmill("index", "list", "--json")  # one damaged file hides no other
+    assert [one["name"] for one in json.loads(told.stdout)["indexes"]] == ["pictures", "words"] and "is no index of pairmill" in told.stderr
+    assert pairmill("index", "remove", "bad").exit_code == 0 and not (tmp_path / "mine" / f"bad{SUFFIX}").exists()
     wrong = pairmill("index", "remove", "pictrues")
     assert wrong.exit_code == 2 and "did you mean 'pictures'" in wrong.output
 
