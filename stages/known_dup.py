@@ -34,14 +34,14 @@ class KnownDupParams(Params):
 
 
 class KnownDup(Stage):
-    """Drops rows that an earlier run kept: same URL, same bytes, or a near hash, whichever this place of the recipe knows.
+    """Drops rows that an earlier run kept: same URL, same bytes, or a near hash (mirrored or turned, where image_hash has these copies).
 
     Put it before `download` (URLs), behind it (bytes), or behind `image_hash` (near images); it may stand several times. `known_kind` is 'url', 'bytes' or
     'near', `known_item` the `<index>/<sample_id>` of the row there, `known_distance` the bits between the hashes. Each worker holds the indexes in memory.
     """
 
     name: ClassVar[str] = "known_dup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # mirrored and turned copies
     Params = KnownDupParams
     params: KnownDupParams
     batch_size = 4096
@@ -49,7 +49,7 @@ class KnownDup(Stage):
 
     @property
     def reads(self) -> Sequence[str]:  # type: ignore[override]
-        return ("url", "raw_sha256?", f"{self.params.by}?", f"{self.params.by}_quality?")
+        return ("url", "raw_sha256?", f"{self.params.by}?", f"{self.params.by}_quality?", f"{self.params.by}_turned?")
 
     @property
     def distance(self) -> int:
@@ -94,8 +94,10 @@ class KnownDup(Stage):
             at for at, row in enumerate(rows)
             if found[at] is None and row[by] is not None and (row[f"{by}_quality"] or 0) >= self.params.min_quality
         ]  # fmt: skip
-        for at, (place, bits) in zip(usable, known.nearest([rows[at][by] for at in usable]), strict=True):
-            if place is not None:
+        copies = [[rows[at][by], *_pieces(rows[at][f"{by}_turned"], BYTES[by])] for at in usable]
+        owners = [at for at, some in zip(usable, copies, strict=True) for _ in some]
+        for at, (place, bits) in zip(owners, known.nearest([one for some in copies for one in some]), strict=True):
+            if place is not None and (found[at] is None or (bits, place) < (found[at][2], found[at][1])):  # type: ignore[index, operator]
                 found[at] = ("near", place, bits)
         return [
             {"known_kind": one[0], "known_item": known.item(one[1]), "known_distance": one[2]} if one else dict.fromkeys(self.writes)
@@ -108,6 +110,11 @@ class KnownDup(Stage):
             return None
         bits = f", {row['known_distance']} bits" if kind == "near" else ""
         return Drop(_REASONS[kind], f"known: {row['known_item']}{bits}")
+
+
+def _pieces(turned: bytes | None, width: int) -> list[bytes]:
+    """The hashes of an image's mirrored and turned copies, where image_hash made them."""
+    return [turned[at : at + width] for at in range(0, len(turned), width)] if turned else []
 
 
 class DigestTable:

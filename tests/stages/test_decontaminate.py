@@ -165,14 +165,17 @@ def test_an_increment_leaves_out_what_an_earlier_run_has(training: Path, tmp_pat
     (more / "again.jpg").write_bytes((training / "other2.jpg").read_bytes())
     (more / "near.jpg").write_bytes(encode(picture(103), "jpg", 40))
     (more / "new.jpg").write_bytes(encode(picture(200), "jpg", 90))
+    (more / "mirrored.jpg").write_bytes(encode(np.ascontiguousarray(picture(104)[:, ::-1]), "jpg", 90))
     stage = {"known_dup": {"indexes": [str(index)]}}
     second = ran(more, tmp_path / "second", hashed, stage)
     found = fates(second)
     ids = {path: value.hex() for part in range(3) for path, value in zip(*columns(first, part), strict=True)}
     assert found["again"] == ("exact_dup", f"known: first/{ids['other2.jpg']}")
-    assert found["near"][0] == "near_dup" and found["near"][1].startswith(f"known: first/{ids['other3.jpg']}, ") and "new" not in found
+    assert found["near"][0] == "near_dup" and found["near"][1].startswith(f"known: first/{ids['other3.jpg']}, ") and set(found) == {"again", "near"}
     strict = ran(more, tmp_path / "second", hashed, {"known_dup": {"indexes": [str(index)], "max_distance": 0}})
     assert sum(strict.tally.computed.values()) == 0
+    turned = fates(ran(more, tmp_path / "turned", {"image_hash": {"pdq": False, "mirrored": True}}, stage))
+    assert set(turned) == {"again", "near", "mirrored"} and turned["mirrored"][1].startswith(f"known: first/{ids['other4.jpg']}, ")
     with pytest.raises(RecipeError, match="raise search_distance"):
         ran(more, tmp_path / "none", hashed, {"known_dup": {"indexes": [str(index)], "max_distance": 9}})
 
