@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,15 +131,39 @@ def _with_embeddings(items: list[dict[str, Any]], pixels: list[Any], model: Any)
 
 
 def read_texts(file: str) -> Iterator[tuple[str, str]]:
-    """(item, normalised text) of a file: lines of a .txt; of a table (Parquet, CSV, TSV, JSON lines) its columns with texts. The item is <file>:<line>."""
+    """(item, normalised text) of a file, gzipped or not: lines of a .txt; texts of a .json, such as COCO's captions, wherever they stand in it; of a table
+    (Parquet, CSV, TSV, JSON lines) its columns with texts. The item is <file>:<line>, of a .json <file>:<number of the text>."""
     path, name = absolute(file), file.rsplit("/", 1)[-1]
-    found = _lines(path) if name.lower().endswith(".txt") else _cells(path)
+    kind = name.lower().removesuffix(".gz").rpartition(".")[2]
+    document = _document(path) if kind == "json" else None
+    found = _lines(path) if kind == "txt" else _cells(path) if document is None else enumerate(_texts_in(document), 1)
     return ((f"{name}:{line}", plain) for line, text in found if (plain := normalised(text)))
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace", compression="infer") as file:
         yield from enumerate(file, 1)
+
+
+def _document(path: str) -> Any:
+    """The list or mapping that a file holds as a whole; None for JSON lines."""
+    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace", compression="infer") as file:
+        try:
+            return json.load(file)
+        except ValueError:
+            return None
+
+
+def _texts_in(value: Any, named: bool = True) -> Iterator[str]:
+    """Texts of a JSON document in its order: those under the keys that captions have, and those of plain lists."""
+    if isinstance(value, str) and named:
+        yield value
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts_in(entry, named)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _texts_in(entry, key in (*_TEXT_COLUMNS, "raw"))
 
 
 def _cells(path: str) -> Iterator[tuple[int, str]]:

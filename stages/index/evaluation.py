@@ -133,7 +133,7 @@ def digests_of(against: tuple[str, ...], embeddings: bool) -> list[list[str]]:
     found = []
     for name in against:
         if is_plain(name):
-            if embeddings and not name.lower().endswith(_TEXT_FILES):
+            if embeddings and not _is_texts(name):
                 told = f"`pairmill index build NAME --images {name} --model ...` makes one to name here"
                 raise RecipeError(f"{name}: embeddings of evaluation images stand in indexes alone; {told}, or set embeddings: false")
             found.append([_set_name(name), _contents(name)])
@@ -157,7 +157,11 @@ def is_plain(name: str) -> bool:
     path = index_path(name)
     if path.is_file() and (name.endswith(SUFFIX) or not name.endswith(".parquet") or is_index(path)):
         return bool(path.suffix != ".parquet")
-    return name.lower().endswith((*_TEXT_FILES, *TARS)) or (is_local(name) and Path(name).is_dir())
+    return _is_texts(name) or name.lower().endswith(TARS) or (is_local(name) and Path(name).is_dir())
+
+
+def _is_texts(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith(_TEXT_FILES)
 
 
 def opened(name: str) -> Index:
@@ -167,7 +171,7 @@ def opened(name: str) -> Index:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pairmill" / "indexes"
     path = cache / f"{digest_of(_set_name(name), _contents(name), FORMAT, VERSION, GRAM)}{SUFFIX}"
     if not path.is_file():
-        texts = name.lower().endswith(_TEXT_FILES)
+        texts = _is_texts(name)
         cache.mkdir(parents=True, exist_ok=True)
         notes: list[str] = []
         write_index(build_index(_set_name(name), [] if texts else [name], [name] if texts else [], notes=notes), path)
@@ -183,7 +187,7 @@ def _set_name(name: str) -> str:
 @functools.cache
 def _contents(name: str) -> str:
     """Digest of what a set of images or texts is made of, once per process: path and texts of each row, SHA-256 of every file's bytes."""
-    if name.lower().endswith(_TEXT_FILES):
+    if _is_texts(name):
         try:
             with open(absolute(name), "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pipeline.cli import app
 from pipeline.errors import RecipeError
 from pipeline.storage import place_of
 from stages.index.build import build_index, read_texts
+from stages.index.evaluation import is_plain
 from stages.index.files import SUFFIX, index_path, make_index, read_facts, read_index, write_index
 from stages.index.texts import TextTable, normalised
 from tests.pipeline.s3_server import S3Server, running
@@ -99,6 +101,17 @@ def test_what_is_no_index_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
     with pytest.raises(RecipeError, match="none of the columns text"):
         list(read_texts(str(tmp_path / "b.csv")))
+
+
+def test_texts_are_read_from_json_documents_and_gzipped_files(tmp_path: Path) -> None:
+    coco = {"info": {"description": "no text of it"}, "annotations": [{"image_id": 1, "caption": "A dog."}, {"image_id": 2, "caption": "Two cats."}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    (tmp_path / "karpathy.json").write_text(json.dumps([{"filename": "a.jpg", "sentences": [{"raw": "A dog.", "tokens": ["a"]}]}, {"texts": ["Two cats."]}]))
+    (tmp_path / "lines.json").write_text('{"caption": "A dog."}\n{"caption": "Two cats."}\n')
+    with gzip.open(tmp_path / "z.txt.gz", "wt") as file:
+        file.write("A dog.\nTwo cats.\n")
+    for name in ("coco.json", "karpathy.json", "lines.json", "z.txt.gz"):
+        assert list(read_texts(str(tmp_path / name))) == [(f"{name}:1", "a dog"), (f"{name}:2", "two cats")] and is_plain(str(tmp_path / name))
 
 
 def test_texts_match_by_runs_of_eight_words() -> None:
