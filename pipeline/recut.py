@@ -19,6 +19,7 @@ from pipeline.environment import code_version
 from pipeline.errors import Fatal, RecipeError
 from pipeline.files import commit_bytes, sync_folder, temporary_name, writing
 from pipeline.forgotten import NAME as FORGOTTEN
+from pipeline.forgotten import Forgotten
 from pipeline.lock import RunLock, read_owner
 from pipeline.plan import make_plan
 from pipeline.storage import ObjectPath, Place, place_of
@@ -45,6 +46,8 @@ def prepare_recut(out: str, sets: list[str], target: str) -> Changed:
     owner = read_owner(source / "lock")
     if owner is not None and owner.alive:
         raise Fatal(f"{out}: a run works here (process {owner.pid} on {owner.host}); wait for it or stop it")
+    if Forgotten.of_run(source).open:
+        raise Fatal(f"{out}: a removal of rows was interrupted here; end it first: pairmill forget {out}")
     if told := _missing(changed, out):
         raise RecipeError(f"{out}: this needs measurements that are not there: {told}; make them first, then give this command again:\n{changed.command(out)}")
     _bring(changed, beside)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline import registry
 from pipeline.cli import app
+from pipeline.forgotten import Forgotten
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.recut import prepare_recut
 from pipeline.run import RunOptions, run
@@ -153,6 +154,12 @@ def test_what_is_forgotten_stays_out_of_the_directory_beside(pictures: Path, tmp
     shutil.copytree(half, tmp_path / "whole")
     (half / "run.json").unlink()
     assert pairmill("forget", str(pictures), "--id", ids[0].hex(), *more).exit_code == 0
+    listed = Forgotten.of_run(pictures)
+    listed.open = True  # as a kill leaves it
+    listed.write(pictures)
+    assert "a removal of rows was interrupted here" in pairmill("recut", str(pictures), "--out", str(tmp_path / "early"), *more).stderr
+    listed.open = False
+    listed.write(pictures)
     old = pairmill("recut", str(pictures), "--set", "again.min=0.4", "--out", str(tmp_path / "whole"), *more)
     assert old.exit_code == 2 and "rows were forgotten in" in old.stderr
     for out in (half, tmp_path / "new"):
