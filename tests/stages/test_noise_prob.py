@@ -20,7 +20,7 @@ from stages.mixture import Mixture, fit_mixture
 from stages.noise_prob import NoiseProb, NoiseProbParams
 from tests.bench import bench_noise_prob
 
-LEAST_TOY_AUC = 0.7
+LEAST_TOY_AUC = 0.75  # 0.838 when it was written; the bar of 0.85 is that of the whole bench
 
 
 def loop_em(values: list[float], rounds: int) -> tuple[list[float], list[float], list[float], list[float]]:
