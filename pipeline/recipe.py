@@ -15,6 +15,7 @@ from pipeline import registry
 from pipeline.console import some
 from pipeline.errors import Budget, RecipeError
 from pipeline.models import check_method
+from pipeline.secrets import HIDDEN
 from pipeline.stage import Job, Source, Stage
 from pipeline.storage import place_of, register_inputs
 from schemas.record import RunRecord
@@ -78,6 +79,14 @@ def _recipe_of_run(path: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {path}: no such file") from None
     except (ValueError, TypeError) as error:
         raise RecipeError(f"recipe {path}: is no run.json that can be read ({error})") from error
+
+
+def _hidden_in(value: Any, place: str = "") -> str:
+    """Where a secret stood that was masked; '' for nowhere."""
+    if isinstance(value, str):
+        return place if HIDDEN in value else ""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, entry in inner if (found := _hidden_in(entry, f"{place}.{key}".lstrip(".")))), "")
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
@@ -202,6 +211,8 @@ def load_recipe(
     """Read, override and validate a recipe. Raises RecipeError that names the key and what to do."""
     data = read_recipe(name_or_path)
     apply_overrides(data, overrides or [])
+    if name_or_path.rpartition("/")[2] == "run.json" and (hidden := _hidden_in(data)):
+        raise RecipeError(f"recipe {name_or_path}: the secret in {hidden} is not kept there; give the recipe itself, or the value with --set")
     if limit is not None:
         data.setdefault("input", {})["limit"] = limit
     if sample is not None:

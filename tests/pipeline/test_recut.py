@@ -141,6 +141,10 @@ def test_a_directory_of_an_earlier_state_is_told_and_the_command_that_is_named_w
     missing = pairmill(*loose, "--out", str(tmp_path / "new"), *more)
     command = shlex.split(missing.stderr.strip().splitlines()[-1])[1:]  # measures what is missing, by the recipe of the run
     assert pairmill(*command, *more).exit_code == 0
+    record = (pictures / "run.json").read_text()
+    (tmp_path / "run.json").write_text(record.replace('"models": {}', '"models": {"m": {"kind": "http", "api_key": "***"}}'))
+    masked = pairmill("run", str(tmp_path / "run.json"), "--out", str(tmp_path / "masked"), *more)
+    assert masked.exit_code == 2 and "the secret in models.m.api_key is not kept there" in " ".join(masked.stderr.split())
     stale = pairmill(*loose, "--out", str(other), *more)
     assert stale.exit_code == 2 and "17 rows at again" in " ".join(stale.stderr.split()) and "name a new folder" in stale.stderr
     assert pairmill(*loose, "--out", str(tmp_path / "new"), *more).exit_code == 0
