@@ -35,10 +35,7 @@ def moves(chain: Chain) -> list[Move]:
         moved = _movable(chain, model, node)
         if node in moved:
             used = [one for one in moved if one is node or any(ref is not None and ref.node == one.index for ref in node.reads_resolve.values())]
-            places = {one.index for one in used}
-            refs = [ref for one in used for ref in one.reads_resolve.values() if ref is not None and ref.node >= model.index and ref.node not in places]
-            lost = [ref.column for ref in refs if chain._find(ref.column, model.index) is None]
-            found.append(Move(model, used, list(dict.fromkeys(lost))))
+            found.append(Move(model, used, _lost(chain, model, used)))
     return found
 
 
@@ -53,6 +50,19 @@ def _movable(chain: Chain, model: Node, last: Node) -> list[Node]:
         if all(any(name in made or chain._find(name, model.index) is not None for name in names) for names in needed):
             found.append(node)
     return found
+
+
+def _lost(chain: Chain, model: Node, moved: list[Node]) -> list[str]:
+    """Columns that the moved stages read and that there are neither before the model nor from others of them."""
+    lost: dict[str, None] = {}
+    for node in moved:
+        for spec in node.stage.reads_resolve if node.stage is not None else ():
+            names = [name.rstrip("?") for name in spec.split("|")]
+            ref = node.reads_resolve.get(names[0])
+            made = ref is None or any(ref.node == other.index for other in moved)
+            if not made and all(chain._find(name, model.index) is None for name in names):
+                lost[names[0]] = None
+    return list(lost)
 
 
 def notes(chain: Chain, footers: Sequence[Footers], most: dict[str, int]) -> list[str]:
@@ -76,7 +86,7 @@ def _told(chain: Chain, footers: Sequence[Footers], move: Move, most: dict[str, 
         saves = f"{model.name} of the rows that {last.name} drops, of up to {most.get(model.name, 0):,}; a finished run, or one of a sample, tells how many"
         waits = ""
     costs = f"{model.name} begins only when {', '.join(node.name for node in before) or 'the input'} went over all parts{waits}"
-    lost = f"; {last.name} chooses without {' and '.join(move.lost)}" if move.lost else ""
+    lost = f"; {last.name} chooses without {', '.join(move.lost)}" if move.lost else ""
     return f"an earlier barrier, {names} before {model.name}: saves {saves}; costs: {costs}{lost}, and rows go with a kept row that {model.name} may drop"
 
 
