@@ -40,7 +40,7 @@ class Metadata(BaseModel):
     def _digest(cls, raw: Any) -> Any:
         if not isinstance(raw, dict):
             return raw
-        return {**raw, "file_sha256": file_sha256(str(raw["file"]), "balance.metadata.file") if raw.get("file") else ""}
+        return {**raw, "file_sha256": file_sha256(str(raw["file"]), "balance.metadata.file", raw.get("file_sha256")) if raw.get("file") else ""}
 
     @model_validator(mode="after")
     def _one_of(self) -> Metadata:

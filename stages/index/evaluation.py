@@ -140,7 +140,10 @@ def digests_of(against: tuple[str, ...], embeddings: bool) -> list[list[str]]:
             continue
         if "/" in name and not index_path(name).is_file():
             raise RecipeError(f"{name}: there is no such folder of images, tar, file of texts ({', '.join(_TEXT_FILES)}) or index")
-        facts = read_facts(known_path(name))
+        try:
+            facts = read_facts(known_path(name))
+        except RecipeError as error:
+            raise error if index_path(name).is_file() else RecipeError(f"{error}; nor is there a folder, tar or file of texts of this name") from None
         if embeddings and not facts.model:
             raise RecipeError(f"index {name}: has no embeddings; build it with --model, or set embeddings: false")
         found.append([facts.name, facts.digest])

@@ -13,7 +13,7 @@ import pytest
 from pipeline import registry
 from pipeline.changed import changed_run
 from pipeline.recipe import build_recipe
-from pipeline.run import RunOptions, RunResult, run
+from pipeline.run import RunOptions, RunResult, open_run, run
 from pipeline.whatif_report import whatif
 
 KINDS = {"dog": 120, "cat": 40, "car": 9}
@@ -65,6 +65,8 @@ def test_one_recipe_has_them_all_and_parts_change_nothing(table: Path) -> None:
     assert all([span["id"] for span in found[url]["concepts"][0]["spans"]] == ids[kind] for url, kind in kinds.items())
     facts = first.view.facts()
     assert len(facts["levels"]["levels"]["edges"]) == 9 and facts["balance"]["balance"][0]["head"] == [["0", 120, 30], ["1", 40, 30], ["2", 9, 9]]
+    (table / "names.txt").unlink()
+    assert open_run(table / "first").facts() == facts  # the dictionary may be gone
     assert facts["clusters"]["clusters"] == {"count": 3, "sample": 169} and len(facts["noise_prob"]["noise_prob"]["means"]) == 2
 
 

@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from pipeline.chain import Chain
+from pipeline.cli import app
 from pipeline.errors import Fatal, RecipeError
 from pipeline.recipe import build_recipe
-from pipeline.run import RunOptions, RunResult, run
+from pipeline.run import RunOptions, RunResult, open_run, run
 from pipeline.storage import place_of
 from stages.demo.image_bytes import encode
 from stages.images.leaks import THUMB, VIEW, agreement, border_box, index_picture, looks, windows
@@ -112,8 +114,15 @@ def test_each_disguise_is_found_and_nothing_else(evaluation: Path, training: Pat
     assert sum(moved.tally.computed.values()) == 0 and set(fates(moved)) == {"same"}
     mirrored = ran(training, tmp_path / "run", {"decontaminate": {"against": [str(index)], "mirrored": True, "min_overlap": None}})
     assert set(fates(mirrored)) == {"same", "low", "half", "disguised", "mirrored"}
-    with pytest.raises(RecipeError, match="no index 'evla'"):
+    with pytest.raises(RecipeError, match="no index 'evla'.*nor is there a folder"):
         ran(training, tmp_path / "none", {"decontaminate": {"against": ["evla"]}})
+    # A finished run can be read when its evaluation set is gone; what would run again says so before it changes anything.
+    evaluation.rename(tmp_path / "moved")
+    _contents.cache_clear()
+    assert open_run(tmp_path / "plain").counts()["decontaminate"]["dropped:contaminated"] == 5
+    sample = open_run(tmp_path / "plain").store.read("values", "source", 0, ["sample_id"])["sample_id"][0].as_py().hex()
+    refused = CliRunner().invoke(app, ["forget", str(tmp_path / "plain"), "--id", sample])
+    assert refused.exit_code == 2 and "there is no such folder" in refused.output and not (tmp_path / "plain/forgotten.json").exists()
 
 
 def test_the_nearest_embedding_against_a_loop() -> None:
