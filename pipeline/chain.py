@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.models import model_identity
+from pipeline.reading import is_reading, known_or
 from pipeline.recipe import Recipe
 from pipeline.registry import nearest
 from pipeline.stage import ColumnType, Stage, Vector, params_affecting
@@ -107,14 +108,17 @@ class Chain:
         self.nodes.append(Node(index, stage.instance, stage, node.writes))  # resolve sees the stage's own values too
         node.reads_resolve = self._bind_all(stage.reads_resolve, index + 1, where)
         self._check_named_rows(node)
-        stage.check({column: self.type_of(ref) for column in self.available(index) if (ref := self._find(column, index)) is not None})
+        if not is_reading():
+            stage.check({column: self.type_of(ref) for column in self.available(index) if (ref := self._find(column, index)) is not None})
+            stage.check_makers(lambda column: self._made_by(column, index))
         self.nodes[index] = node
         if stage.uses_model and stage.model_name:
-            weights = model_identity(self.recipe.models[stage.model_name])
+            spec = self.recipe.models[stage.model_name]
+            weights = known_or(lambda: model_identity(spec), "missing")
         else:
             weights = ""
         origin = [type(stage).__name__, stage.name, stage.version, self.recipe.seed]
-        facts = stage.compute_facts()
+        facts = known_or(stage.compute_facts, "missing")
         compute, decide = params_affecting(stage.params, "compute"), params_affecting(stage.params, "decide")
         bound = {key: None if ref is None else self.full_name(ref) for key, ref in node.reads.items()}
         node.compute_fingerprint = digest_of("compute", origin, compute, weights, bound, *([facts] if facts is not None else []))
@@ -167,6 +171,13 @@ class Chain:
             if column in node.writes:
                 return Ref(node.index, column)
         return None
+
+    def _made_by(self, column: str, before: int) -> tuple[Stage | None, str]:
+        """The stage that writes a column, and the digest of its model's identity."""
+        ref = self._find(column, before)
+        stage = None if ref is None else self.nodes[ref.node].stage
+        spec = self.recipe.models.get(stage.model_name or "") if stage is not None and stage.uses_model else None
+        return stage, digest_of(model_identity(spec)) if spec else ""
 
     def available(self, before: int | None = None) -> list[str]:
         """Column names that a stage at place `before` may read, each once; full names of columns that have no other."""

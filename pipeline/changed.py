@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ class Changed:
 
     def command(self, out: str) -> str:
         """The command that measures in `out` what the changed recipe lacks; the dataset there stays as it is."""
-        sets = " ".join(f"--set {one}" for one in self.sets)
-        return f"pairmill run {self.recipe.name} --out {out} --no-jobs {sets}".rstrip()
+        sets = [word for one in self.sets for word in ("--set", one)]
+        return shlex.join(["pairmill", "run", f"{out.rstrip('/')}/run.json", "--out", out, "--no-jobs", *sets])
 
 
 def changed_run(out: str | Path | Place, sets: list[str], keep_jobs: Any = lambda job: True) -> Changed:

@@ -62,9 +62,12 @@ def forget(
         found = work.count_rows(out, wanted)
         print_json({"run": out, "rows": found.rows, "parts": found.parts}) if json else results().print(f"{found.rows:,} rows would be removed")
         return 0
+    for name in index or []:
+        importlib.import_module("stages.index.files").known_path(name)  # before anything is removed
     before, recipe = work.manifest_digest(root), same_recipe(out, [])
     found = work.forget_rows(out, wanted)
-    say(f"{found.rows:,} rows are taken out of the tables; the dataset is written again")
+    written = "; the dataset is written again" if found.dataset else ""
+    say(f"{found.rows:,} rows are taken out of the tables{written}" if found.rows or written else "no row here is of what was named; later runs here refuse it")
     if found.dataset and execute(recipe, out, options, progress, interval, view.chain.facts) is None:
         return EXIT_INTERRUPTED
     proof = work.finish(out, before, found)

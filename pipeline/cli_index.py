@@ -62,10 +62,10 @@ def build(
         made = _module("build").build_index(files.index_name(path), images or [], texts or [], _spec(model), notes)
     files.write_index(made, path)
     for note in notes[:_SHOWN]:
-        say(f"left out: {note}")
+        say(f"not compared as a picture: {note}")
     if len(notes) > _SHOWN:
-        say(f"left out: {len(notes) - _SHOWN:,} more")
-    _tell([{"path": str(path), **vars(made.facts)}], json, {"left_out": len(notes)})
+        say(f"and {len(notes) - _SHOWN:,} more")
+    _tell([{"path": str(path), **vars(made.facts)}], json, {"without_picture": len(notes)})
     return 0
 
 
@@ -93,7 +93,10 @@ def list_(
     """
     from pipeline.storage import place_of
 
-    _tell(_module("manage").listed(place_of(folder) if folder else None), json)
+    notes: list[str] = []
+    _tell(_module("manage").listed(place_of(folder) if folder else None, notes), json)
+    for note in notes:
+        say(note)
     return 0
 
 

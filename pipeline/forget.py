@@ -78,9 +78,13 @@ def _forget(run: RunView, forgotten: Forgotten) -> Removed:
         gone, done = _rows_of(run, part, forgotten)
         if gone.any():
             masks[part] = gone
-            found.rows += int(gone.sum())
+            found.rows += int((gone & ~done).sum())
             names |= _name_rows(run, part, gone & ~done, forgotten)
     found.parts = len(masks)
+    if not found.rows and not forgotten.open:  # nothing here is of what was named: the list alone grows
+        found.dataset = False
+        forgotten.write(run.root, run.store.guard)
+        return found
     forgotten.open = True
     forgotten.write(run.root, run.store.guard)
     for part in range(len(run.parts)):

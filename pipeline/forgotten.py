@@ -143,8 +143,16 @@ def domains_of(url: str) -> list[str]:
         host = (urlsplit(url.strip()).hostname or "").rstrip(".").lower()
     except ValueError:
         return []
-    labels = host.split(".")
+    labels = _plain_host(host).split(".")
     return [".".join(labels[at:]) for at in range(len(labels))] if host else []
+
+
+def _plain_host(host: str) -> str:
+    """A host in the form of ASCII (xn--...), in which URLs and people may name it or not."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return host
 
 
 def parsed(lines: Iterable[str]) -> list[tuple[str, str]]:
@@ -152,7 +160,8 @@ def parsed(lines: Iterable[str]) -> list[tuple[str, str]]:
     found = []
     for line in (one.strip() for one in lines):
         if line and not line.startswith("#"):
-            found.append((_kind(line), line if "://" in line else line.lower()))
+            kind = _kind(line)
+            found.append(checked(kind, line))
     return found
 
 
@@ -169,7 +178,9 @@ def checked(kind: str, value: str) -> tuple[str, str]:
     """One (kind, value) of an option. Raises RecipeError where it is not of that kind."""
     digits = {"hash": 64, "id": 32}.get(kind)
     plain = value.strip()
+    if kind == "domain" and (not plain or set(plain) & set("/:*@? ")):
+        raise RecipeError(f"--domain {value}: name a host alone, such as example.org (its sub-domains go with it), or give a whole address to --url")
     if digits and (len(plain) != digits or not set(plain.lower()) <= set("0123456789abcdef")):
         what = "a SHA-256" if kind == "hash" else "a sample_id"
         raise RecipeError(f"--{kind} {value}: {what} has {digits} hex digits")
-    return kind, plain if kind == "url" else plain.lower().rstrip(".") if kind == "domain" else plain.lower()
+    return kind, plain if kind == "url" else _plain_host(plain.lower().rstrip(".")) if kind == "domain" else plain.lower()

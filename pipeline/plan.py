@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.chain import Chain, InputFacts, Node, Ref
 from pipeline.cut import input_parts
+from pipeline.earlier import notes as earlier_barriers
 from pipeline.errors import RecipeError
 from pipeline.forecast import Forecast, Masks, NodeForecast, PlanView, scratch_store
 from pipeline.groups import Group, make_groups
@@ -108,11 +109,13 @@ def make_plan(
         record = record if record is not None and record.parts else None  # a folder with nothing but the estimate of a probe
         views = _committed_views(chain, store, record, scratch) if record is not None else _new_views(chain, store, scratch, on_rows)
         unasked = failures_of_outages(chain, store, record.parts, record.stops) if record is not None and outages else Retry()
+        committed = [dict(view._records) for view in views]
         forecast = Forecast(chain, views, Retry(retry or {}, unasked.parts))
         found = forecast.walk()
+        earlier = earlier_barriers(chain, committed, {chain.nodes[index].name: one.high for index, one in found.items()})
     plan = _static_plan(chain, out, views, record is None)
     _fill(plan, chain, found, record, views)
-    plan.notes = _notes(store, chain, record)
+    plan.notes = [*_notes(store, chain, record), *earlier]
     return plan
 
 

@@ -15,8 +15,10 @@ from pipeline import registry
 from pipeline.console import some
 from pipeline.errors import Budget, RecipeError
 from pipeline.models import check_method
+from pipeline.secrets import HIDDEN
 from pipeline.stage import Job, Source, Stage
-from pipeline.storage import register_inputs
+from pipeline.storage import place_of, register_inputs
+from schemas.record import RunRecord
 
 TOP_KEYS = ("name", "description", "input", "seed", "decide", "models", "stages", "jobs", "budgets", "world")
 MOST_PROBLEMS = 2  # of one mapping, in one message
@@ -48,7 +50,9 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The raw dictionary of a recipe: a path to a .yaml file, or the name of one that comes with pairmill."""
+    """The raw dictionary of a recipe: a path to a .yaml file, the name of one that comes with pairmill, or the run.json of a run, whose recipe it holds."""
+    if name_or_path.rpartition("/")[2] == "run.json":
+        return _recipe_of_run(name_or_path)
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path)
         if not path.is_file():
@@ -66,6 +70,23 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {name_or_path}: the top level must be a mapping with the keys {', '.join(TOP_KEYS)}")
     return data
+
+
+def _recipe_of_run(path: str) -> dict[str, Any]:
+    try:
+        return RunRecord.from_json(place_of(path).read_text()).recipe
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path}: no such file") from None
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"recipe {path}: is no run.json that can be read ({error})") from error
+
+
+def _hidden_in(value: Any, place: str = "") -> str:
+    """Where a secret stood that was masked; '' for nowhere."""
+    if isinstance(value, str):
+        return place if HIDDEN in value else ""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, entry in inner if (found := _hidden_in(entry, f"{place}.{key}".lstrip(".")))), "")
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
@@ -137,7 +158,10 @@ def build_params(cls: Any, raw: dict[str, Any], where: str) -> Any:
         lines = []
         for problem in _one_per_key(error.errors(), cls):
             key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
+            if "." in key and problem["type"] in ("extra_forbidden", "missing"):
+                inner, _, name = key.rpartition(".")
+                lines.append(f"{where}.{inner}: " + (f"unknown key {name!r}" if problem["type"] == "extra_forbidden" else f"{name!r} is required"))
+            elif problem["type"] == "extra_forbidden":
                 near = registry.nearest(key, known)
                 lines.append(f"{where}: unknown key {key!r}{near}" + ("" if near else f"; valid: {some(known, 80) or 'none'}"))
             elif problem["type"] == "missing":
@@ -164,7 +188,7 @@ def _one_per_key(problems: list[Any], cls: Any) -> list[Any]:
         field = cls.Params.model_fields.get(place[0]) if place else None
         if field is not None and field.is_required() and problem.get("input") is None:
             problem = {**problem, "loc": place[:1], "type": "missing"}
-        elif field is not None and len(place) == 2 and isinstance(field.annotation, types.UnionType):
+        elif field is not None and len(place) == 2 and isinstance(field.annotation, types.UnionType) and problem["type"] not in ("extra_forbidden", "missing"):
             problem = {**problem, "loc": place[:1]}
         found.setdefault((problem["loc"], problem["type"] == "extra_forbidden"), problem)
     return list(found.values())
@@ -187,6 +211,8 @@ def load_recipe(
     """Read, override and validate a recipe. Raises RecipeError that names the key and what to do."""
     data = read_recipe(name_or_path)
     apply_overrides(data, overrides or [])
+    if name_or_path.rpartition("/")[2] == "run.json" and (hidden := _hidden_in(data)):
+        raise RecipeError(f"recipe {name_or_path}: the secret in {hidden} is not kept there; give the recipe itself, or the value with --set")
     if limit is not None:
         data.setdefault("input", {})["limit"] = limit
     if sample is not None:

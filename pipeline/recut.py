@@ -17,7 +17,9 @@ from pathlib import Path
 from pipeline.changed import Changed, changed_run
 from pipeline.environment import code_version
 from pipeline.errors import Fatal, RecipeError
-from pipeline.files import sync_folder, temporary_name, writing
+from pipeline.files import commit_bytes, sync_folder, temporary_name, writing
+from pipeline.forgotten import NAME as FORGOTTEN
+from pipeline.forgotten import Forgotten
 from pipeline.lock import RunLock, read_owner
 from pipeline.plan import make_plan
 from pipeline.storage import ObjectPath, Place, place_of
@@ -44,22 +46,23 @@ def prepare_recut(out: str, sets: list[str], target: str) -> Changed:
     owner = read_owner(source / "lock")
     if owner is not None and owner.alive:
         raise Fatal(f"{out}: a run works here (process {owner.pid} on {owner.host}); wait for it or stop it")
-    _refuse_missing(changed, out)
+    if Forgotten.of_run(source).open:
+        raise Fatal(f"{out}: a removal of rows was interrupted here; end it first: pairmill forget {out}")
+    if told := _missing(changed, out):
+        raise RecipeError(f"{out}: this needs measurements that are not there: {told}; make them first, then give this command again:\n{changed.command(out)}")
     _bring(changed, beside)
     return changed
 
 
-def _refuse_missing(changed: Changed, out: str) -> None:
+def _missing(changed: Changed, out: str) -> str:
+    """Rows that a run of the changed recipe would measure, by stage; '' for none."""
     plan = make_plan(changed.recipe, out, facts=changed.chain.facts, outages=False)
-    missing = [stage for stage in plan.stages if stage.rows[1]]
-    if not missing:
-        return
-    told = ", ".join(f"{'' if low == high else 'up to '}{high:,} rows at {stage.name}" for stage in missing for low, high in [stage.rows])
-    raise RecipeError(f"{out}: this needs measurements that are not there: {told}; make them first, then give this command again:\n{changed.command(out)}")
+    missing = [(stage.name, *stage.rows) for stage in plan.stages if stage.rows[1]]
+    return ", ".join(f"{'' if low == high else 'up to '}{high:,} rows at {name}" for name, low, high in missing)
 
 
 def _bring(changed: Changed, target: Place) -> None:
-    """Values, verdicts, resolved columns and stored images of the recipe's stages; `run.json` last."""
+    """The list of forgotten rows, values, verdicts, resolved columns and stored images of the recipe's stages; `run.json` last."""
     record = changed.run.store.read_run()
     assert record is not None
     lock = RunLock(target)
@@ -70,7 +73,11 @@ def _bring(changed: Changed, target: Place) -> None:
         if there is not None:
             if there.source_fingerprint != record.source_fingerprint:
                 raise RecipeError(f"{target}: holds a run of another input; name another folder")
+            _check_state(changed, target, record)
             return
+        forgotten = changed.run.root / FORGOTTEN
+        if forgotten.is_file():  # what was removed for good stays out of the new directory too
+            commit_bytes(target / FORGOTTEN, forgotten.read_bytes())
         with ThreadPoolExecutor(_THREADS) as pool:
             folders = set(pool.map(lambda path: _bring_one(path, changed.run.root, target), _files(changed)))
         for folder in sorted(folders):
@@ -78,6 +85,17 @@ def _bring(changed: Changed, target: Place) -> None:
         store.write_run(RunRecord(store.token, code_version(), changed.recipe.resolved, record.source_fingerprint, record.parts))
     finally:
         lock.release()
+
+
+def _check_state(changed: Changed, target: Place, record: RunRecord) -> None:
+    """Raises RecipeError where a directory that was made before lacks what the run has by now, or has rows that were forgotten since."""
+    advice = "name a new folder (hard links take no space), or remove this one"
+    keys = [(VALUES, "source", part) for part in range(len(record.parts))]
+    rows = [{key: one.digest for key, one in store.records(keys).items()} for store in (changed.run.store, Store(target))]
+    if rows[0] != rows[1]:
+        raise RecipeError(f"{target}: rows were forgotten in {changed.run.root} or here, and not in both; `pairmill forget` them in both, or {advice}")
+    if told := _missing(changed, str(target)):
+        raise RecipeError(f"{target}: was made before {changed.run.root} had these measurements: {told}; {advice}")
 
 
 def _files(changed: Changed) -> Iterator[Place]:
@@ -89,7 +107,7 @@ def _files(changed: Changed) -> Iterator[Place]:
 
 
 def _bring_one(path: Place, source: Place, target: Place) -> Place:
-    """One file under the same name below `target`; returns its folder there. A file that is there already is whole."""
+    """One file under the same name below `target`; returns its folder there. A file that is there already is whole, but may be of an earlier state."""
     place = target / str(path)[len(str(source)) + 1 :]
     if isinstance(path, ObjectPath) and isinstance(place, ObjectPath):
         from pipeline import object_store
@@ -98,7 +116,8 @@ def _bring_one(path: Place, source: Place, target: Place) -> Place:
         return place.parent
     assert isinstance(path, Path) and isinstance(place, Path)
     place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.exists():
+    if not _is_there(path, place):
+        place.unlink(missing_ok=True)
         try:
             os.link(path, place)
         except OSError as error:
@@ -106,6 +125,13 @@ def _bring_one(path: Place, source: Place, target: Place) -> Place:
                 raise
             _copy(path, place)
     return place.parent
+
+
+def _is_there(path: Path, place: Path) -> bool:
+    """Whether `place` is a link or a later copy of `path`: a part file is replaced as a whole, so that an older copy is of another state."""
+    if not place.exists():
+        return False
+    return place.samefile(path) or (place.stat().st_size == path.stat().st_size and place.stat().st_mtime_ns > path.stat().st_mtime_ns)
 
 
 def _copy(path: Path, place: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.forgotten import Forgotten
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
 from pipeline.preflight import check_address, check_devices, take_lock
+from pipeline.reading import reading
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
@@ -237,7 +238,9 @@ def _run_jobs(recipe: Recipe, executor: Executor, view: RunView, notify: Notify,
 
 
 def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
-    """A run directory for reading, through the recipe it was last run with. Raises RecipeError where there is none."""
+    """A run directory for reading, through the recipe it was last run with. Raises RecipeError where there is none.
+
+    Files that the recipe names outside of the run may be gone: then nothing that a stage measured by them counts as valid."""
     store = Store(out)
     try:
         record = store.read_run()
@@ -254,4 +257,5 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
         raise RecipeError(f"{error.filename}: is missing, though run.json names {len(record.parts)} parts; start again in a new folder") from error
     carried = {field.name: field.type for field in schema if field.name not in (*BOOKKEEPING, *SOURCE_COLUMNS)}
     facts = InputFacts(record.source_fingerprint, carried)
-    return RunView(Chain(recipe or build_recipe(record.recipe), facts), store, record.parts)
+    with reading():
+        return RunView(Chain(recipe or build_recipe(record.recipe), facts), store, record.parts)

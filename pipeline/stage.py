@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import Budget
+from pipeline.errors import Budget, RecipeError
 from schemas.outcome import Drop, Failure
 
 if TYPE_CHECKING:
@@ -130,6 +130,10 @@ class Stage:
         """Called once when the recipe is read, with the columns before this stage. Raises RecipeError where parameters
         name what is not there."""
 
+    def check_makers(self, made_by: Callable[[str], tuple[Stage | None, str]]) -> None:
+        """Called after `check`. made_by(column): the stage that writes a column before this one (None where none does), and the identity of its model
+        (a digest, '' without one). Raises RecipeError where what is compared with the column was made otherwise."""
+
     def compute_facts(self) -> Any:
         """What makes the values beside parameters and model, as plain JSON values (such as a prompt's text); None for nothing."""
         return None
@@ -200,6 +204,13 @@ class Stage:
     @property
     def uses_model(self) -> bool:
         return bool(self.model_method)
+
+
+def check_number(where: str, column: str, available: Mapping[str, ColumnType]) -> None:
+    """Raises RecipeError, beginning with `where`, for a column that holds no numbers."""
+    kind = available.get(column)
+    if kind is not None and not (isinstance(kind, pa.DataType) and (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))):
+        raise RecipeError(f"{where}: {column!r} holds {kind}, not numbers")
 
 
 @dataclass(frozen=True, slots=True)

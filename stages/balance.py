@@ -15,7 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.reason_columns import reason_column
 from pipeline.stage import ColumnEvidence, Evidence, OfPlaces, Row, Stage, decides
 from schemas.outcome import Drop, Reason, cap_detail
-from stages.balancing.groups import Cap, CapRule, Quota, QuotaRule, Reduce, ReduceRule
+from stages.balancing.groups import Cap, CapRule, Quota, QuotaRule, Reduce, ReduceRule, holds_names
 from stages.balancing.metaclip import Metadata, MetadataRule
 from stages.balancing.rule import Judging, Rule, head_and_tail
 from stages.balancing.whole import Judged, Seen, judge_whole
@@ -73,9 +73,16 @@ class Balance(Stage):
 
     def check(self, available: Mapping[str, Any]) -> None:
         """Check expressions and columns against those before this stage (name -> Arrow type). Raises RecipeError."""
+        where, reduce, quota = f"stages.{self.instance}", self.params.reduce, self.params.quota
+        if reduce and (kind := available.get(reduce.cluster)) is not None and (isinstance(kind, machine.Vector) or pa.types.is_nested(kind)):
+            raise RecipeError(f"{where}.reduce.cluster: {reduce.cluster!r} holds {kind}, not one cluster; the nearest of `clusters` is the column `cluster`")
+        if reduce and reduce.score:
+            machine.check_number(f"{where}.reduce.score", reduce.score, available)
+        if quota and (kind := available.get(quota.by)) is not None and not holds_names(kind):
+            raise RecipeError(f"{where}.quota.by: {quota.by!r} holds {kind}; name a column of texts, of lists of texts, or of lists of structs with a name")
         for cap in (rule for rule in self.rules if isinstance(rule, CapRule)):
             if cap.expression.check_value(available) == "list":
-                raise RecipeError(f"stages.{self.instance}.caps: {cap.params.by!r} is a list, not one group; the nearest of `clusters` is the column `cluster`")
+                raise RecipeError(f"{where}.caps: {cap.params.by!r} is a list, not one group; the nearest of `clusters` is the column `cluster`")
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         reason = resolved.get("balance_reason")

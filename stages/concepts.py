@@ -36,7 +36,7 @@ class ConceptsParams(Params):
         if not isinstance(raw, Mapping):
             return raw
         path = raw.get("dictionary")
-        return {**raw, "dictionary_sha256": file_sha256(str(path), "concepts.dictionary") if path else ""}
+        return {**raw, "dictionary_sha256": file_sha256(str(path), "concepts.dictionary", raw.get("dictionary_sha256")) if path else ""}
 
 
 class Concepts(Stage):
@@ -47,7 +47,7 @@ class Concepts(Stage):
     """
 
     name: ClassVar[str] = "concepts"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # names in scripts without spaces
     Params = ConceptsParams
     params: ConceptsParams
     reads = ("texts|text|alt_text",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from schemas.outcome import Drop, Failure, FailureCode, Reason
 from stages.images.decode import DEFAULT_PIXEL_LIMIT
 from stages.images.decoders import DecoderLimits, shared_decoders
 from stages.images.leaks import Look
-from stages.index.evaluation import EvaluationSets, digests_of, evaluation_sets
+from stages.index.evaluation import EvaluationSets, digests_of, evaluation_sets, facts_of
 
 
 class DecontaminateParams(Params):
@@ -46,7 +46,7 @@ class Decontaminate(Stage):
     """
 
     name: ClassVar[str] = "decontaminate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # letters of scripts without spaces are words
     Params = DecontaminateParams
     params: DecontaminateParams
     batch_size = 64
@@ -69,6 +69,11 @@ class Decontaminate(Stage):
         if not self.params.against:
             raise RecipeError(f"stages.{self.instance}.against: name at least one evaluation set")
         digests_of(self.params.against, self.params.embeddings)
+
+    def check_makers(self, made_by: Callable[[str], tuple[Stage | None, str]]) -> None:
+        """Raises RecipeError where embeddings of another model would be compared."""
+        for facts in facts_of(self.params.against) if self.params.embeddings else ():
+            facts.check_model(made_by("image_emb")[1], f"stages.{self.instance}")
 
     def compute_facts(self) -> Any:
         """The contents of the evaluation sets, whatever their paths."""

@@ -29,7 +29,9 @@ REASONS = {"bytes": Reason.EXACT_DUP, "near": Reason.NEAR_DUP, "semantic": Reaso
 class DedupParams(Params):
     """How near two images are one, and which row of a component stays."""
 
-    max_distance: int | None = decides(None, "bits of near_dup's hash that two images of one component may differ in; null: 31 of 256, 6 of 64", ge=0)
+    max_distance: int | None = decides(
+        None, "bits of near_dup's hash that two images of one component may differ in; null: 31 of 256, 6 of 64, or search_distance where lower", ge=0
+    )
     min_cosine: float | None = decides(
         None, "least cosine of the embeddings of two images of one component; null: 0.95, or semantic_dup's search_cosine where higher", le=1
     )
@@ -45,6 +47,7 @@ class DedupParams(Params):
     )
     reach: float = decides(1.5, "a link joins two groups only where their centres are at most this many times max_distance (or 1 - min_cosine) apart", ge=1)
     keeper: KeeperBy = decides("pixels", "what a kept row has most of: pixels, then clip_score; or clip_score, then pixels")
+    join_texts: bool = decides(True, "a kept row takes over the texts of its duplicates; false: it keeps its own alone")
     max_texts: int = decides(32, "most texts that a kept row has after it took over those of its duplicates", ge=1)
 
 
@@ -117,7 +120,7 @@ class Dedup(Stage):
         con.register("dup_found", pa.table({**place, "component": label, "near": plain}))
         con.execute('CREATE OR REPLACE TABLE dup_groups AS SELECT part, "row", component, near FROM dup_found')
         con.unregister("dup_found")
-        return _with_distance(con, keepers(con, self.params.max_texts, self.params.keeper), hashed, embedded)
+        return _with_distance(con, keepers(con, self.params.max_texts if self.params.join_texts else None, self.params.keeper), hashed, embedded)
 
     def resolve_columns(self, evidence: ColumnEvidence) -> Mapping[str, pa.Array | OfPlaces] | None:
         """Without the texts, turned copies, embeddings and matches: for these the query is asked."""
@@ -129,7 +132,7 @@ class Dedup(Stage):
 
     def _most(self, width: int, within: int) -> int:
         """Bits that two images of one component may differ in. Raises Fatal where near_dup did not search as far."""
-        most = MAX_DISTANCE[width] if self.params.max_distance is None else self.params.max_distance
+        most = min(MAX_DISTANCE[width], within) if self.params.max_distance is None else self.params.max_distance
         if most > within:
             raise Fatal(f"{self.instance}: max_distance {most} is more than the {within} bits up to which near_dup searched; raise near_dup.search_distance")
         return most

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 class Params(machine.Params):
+    join_texts: bool = decides(True, "a kept row takes over the texts of its duplicates; false: it keeps its own alone")
     max_texts: int = decides(32, "most texts that a kept row has after it took over those of its duplicates", ge=1)
 
 
@@ -53,4 +54,4 @@ class ExactDup(Stage):
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         """Only rows whose bytes stand more than once are ranked."""
         groups_by(evidence.con, "raw_sha256", "dup_groups")
-        return keepers(evidence.con, self.params.max_texts, "clip_score")
+        return keepers(evidence.con, self.params.max_texts if self.params.join_texts else None, "clip_score")

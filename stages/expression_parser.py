@@ -62,6 +62,18 @@ def host_of(url: str) -> str | None:
     return host.removeprefix("www.") if host else None
 
 
+_SECOND_LEVEL: Final = frozenset("ac co com edu gob gov go gen ltd me mil ne net nom or org plc sch web".split())
+
+
+def domain_of(url: str) -> str | None:
+    """The domain that somebody registered, by a rule of thumb: the last two labels of the host, three under a country's second level (co.uk, com.br)."""
+    host = host_of(url)
+    labels = host.split(".") if host else []
+    if len(labels) < 3 or ":" in (host or "") or labels[-1].isdigit():
+        return host
+    return ".".join(labels[-3 if len(labels[-1]) == 2 and labels[-2] in _SECOND_LEVEL else -2 :])
+
+
 FUNCTIONS: Final[dict[str, Function]] = {
     "length": Function(("text or list",), "number", len),
     "lower": Function(("text",), "text", str.lower),
@@ -70,6 +82,7 @@ FUNCTIONS: Final[dict[str, Function]] = {
     "starts_with": Function(("text", "text"), "boolean", str.startswith),
     "ends_with": Function(("text", "text"), "boolean", str.endswith),
     "host": Function(("text",), "text", host_of),
+    "domain": Function(("text",), "text", domain_of),
     "abs": Function(("number",), "number", abs),
     "min": Function(("number", "number"), "number", min, repeats=True),
     "max": Function(("number", "number"), "number", max, repeats=True),

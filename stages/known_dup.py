@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,14 +34,14 @@ class KnownDupParams(Params):
 
 
 class KnownDup(Stage):
-    """Drops rows that an earlier run kept: same URL, same bytes, or a near hash, whichever this place of the recipe knows.
+    """Drops rows that an earlier run kept: same URL, same bytes, or a near hash (mirrored or turned, where image_hash has these copies).
 
     Put it before `download` (URLs), behind it (bytes), or behind `image_hash` (near images); it may stand several times. `known_kind` is 'url', 'bytes' or
     'near', `known_item` the `<index>/<sample_id>` of the row there, `known_distance` the bits between the hashes. Each worker holds the indexes in memory.
     """
 
     name: ClassVar[str] = "known_dup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # mirrored and turned copies
     Params = KnownDupParams
     params: KnownDupParams
     batch_size = 4096
@@ -49,7 +49,7 @@ class KnownDup(Stage):
 
     @property
     def reads(self) -> Sequence[str]:  # type: ignore[override]
-        return ("url", "raw_sha256?", f"{self.params.by}?", f"{self.params.by}_quality?")
+        return ("url", "raw_sha256?", f"{self.params.by}?", f"{self.params.by}_quality?", f"{self.params.by}_turned?")
 
     @property
     def distance(self) -> int:
@@ -65,6 +65,18 @@ class KnownDup(Stage):
             more = f"{self.params.max_distance} is more than the {self.distance} bits searched"
             raise RecipeError(f"stages.{self.instance}.max_distance: {more}; raise search_distance")
         self.compute_facts()
+
+    def check_makers(self, made_by: Callable[[str], tuple[Stage | None, str]]) -> None:
+        """Raises RecipeError where the hashes of an index cannot be compared with those of this recipe."""
+        maker, by = made_by(self.params.by)[0], self.params.by
+        if maker is None and made_by("phash")[0] is not None:
+            raise RecipeError(f"stages.{self.instance}.by: image_hash makes no {by} here, so no image would be compared; set image_hash.{by}=true or by: phash")
+        for facts in (read_facts(known_path(name)) for name in self.params.indexes) if maker is not None else ():
+            where = f"stages.{self.instance}: index {facts.name}"
+            if facts.counts.get("items") and not facts.counts.get(by):
+                raise RecipeError(f"{where} has no {by} hashes, since its run made none; set another `by`, or put the stage before image_hash, for bytes alone")
+            if facts.trimmed is not None and facts.trimmed != getattr(maker.params, "trimmed", facts.trimmed):
+                raise RecipeError(f"{where} has hashes made with image_hash.trimmed={str(facts.trimmed).lower()}, and here it is set otherwise: set the same")
 
     def compute_facts(self) -> Any:
         """The contents of the indexes, whatever their paths."""
@@ -82,8 +94,10 @@ class KnownDup(Stage):
             at for at, row in enumerate(rows)
             if found[at] is None and row[by] is not None and (row[f"{by}_quality"] or 0) >= self.params.min_quality
         ]  # fmt: skip
-        for at, (place, bits) in zip(usable, known.nearest([rows[at][by] for at in usable]), strict=True):
-            if place is not None:
+        copies = [[rows[at][by], *_pieces(rows[at][f"{by}_turned"], BYTES[by])] for at in usable]
+        owners = [at for at, some in zip(usable, copies, strict=True) for _ in some]
+        for at, (place, bits) in zip(owners, known.nearest([one for some in copies for one in some]), strict=True):
+            if place is not None and (found[at] is None or (bits, place) < (found[at][2], found[at][1])):  # type: ignore[index, operator]
                 found[at] = ("near", place, bits)
         return [
             {"known_kind": one[0], "known_item": known.item(one[1]), "known_distance": one[2]} if one else dict.fromkeys(self.writes)
@@ -96,6 +110,11 @@ class KnownDup(Stage):
             return None
         bits = f", {row['known_distance']} bits" if kind == "near" else ""
         return Drop(_REASONS[kind], f"known: {row['known_item']}{bits}")
+
+
+def _pieces(turned: bytes | None, width: int) -> list[bytes]:
+    """The hashes of an image's mirrored and turned copies, where image_hash made them."""
+    return [turned[at : at + width] for at in range(0, len(turned), width)] if turned else []
 
 
 class DigestTable:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import field_validator
 
 from pipeline import stage as machine
-from pipeline.errors import Fatal, RecipeError
+from pipeline.errors import Fatal
 from pipeline.stage import Evidence, Stage, decides
 from stages.balancing.groups import quoted
 
@@ -63,9 +63,7 @@ class Levels(Stage):
 
     def check(self, available: Mapping[str, Any]) -> None:
         """Raises RecipeError where the column holds no numbers."""
-        kind = available.get(self.params.column)
-        if isinstance(kind, pa.DataType) and not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise RecipeError(f"stages.{self.instance}.column: {self.params.column!r} holds {kind}, not numbers")
+        machine.check_number(f"stages.{self.instance}.column", self.params.column, available)
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con = evidence.con

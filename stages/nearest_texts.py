@@ -47,7 +47,7 @@ class NearestTextsParams(machine.Params):
     def _digest(cls, raw: Any) -> Any:
         if not isinstance(raw, dict) or not raw.get("texts"):
             return raw
-        return {**raw, "texts_sha256": file_sha256(str(raw["texts"]), "nearest_texts.texts")}
+        return {**raw, "texts_sha256": file_sha256(str(raw["texts"]), "nearest_texts.texts", raw.get("texts_sha256"))}
 
 
 class NearestTexts(Stage):

@@ -17,6 +17,7 @@ from pydantic import model_validator
 
 from pipeline import stage as machine
 from pipeline.errors import Fatal, RecipeError
+from pipeline.reading import known_or
 from pipeline.stage import Evidence, Stage, decides
 from stages.balancing.draws import row_hash
 from stages.balancing.groups import quoted
@@ -41,8 +42,9 @@ class NoiseProbParams(machine.Params):
     def _digest(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        files = loss_files(str(raw["losses"])) if raw.get("losses") else []
-        return {**raw, "losses_sha256": "".join(file_sha256(file, "noise_prob.losses")[:8] for file in files)}
+        files = known_or(lambda: loss_files(str(raw["losses"])), []) if raw.get("losses") else []
+        digest = "".join(file_sha256(file, "noise_prob.losses")[:8] for file in files)
+        return {**raw, "losses_sha256": digest or raw.get("losses_sha256", "")}
 
     @model_validator(mode="after")
     def _one_of(self) -> NoiseProbParams:
@@ -67,6 +69,11 @@ class NoiseProb(Stage):
     @property
     def reads_resolve(self) -> Sequence[str]:  # type: ignore[override]
         return (self.params.column,) if self.params.column else ()
+
+    def check(self, available: Mapping[str, Any]) -> None:
+        """Raises RecipeError where the column holds no numbers."""
+        if self.params.column:
+            machine.check_number(f"stages.{self.instance}.column", self.params.column, available)
 
     def resolve(self, evidence: Evidence) -> duckdb.DuckDBPyRelation:
         con = evidence.con

@@ -76,7 +76,7 @@ class Params(machine.Params):
     def _digest_ids(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        return {**raw, "ids_sha256": file_sha256(str(raw["ids_file"]), "select.ids_file") if raw.get("ids_file") else ""}
+        return {**raw, "ids_sha256": file_sha256(str(raw["ids_file"]), "select.ids_file", raw.get("ids_sha256")) if raw.get("ids_file") else ""}
 
     @field_validator("where")
     @classmethod

@@ -26,7 +26,7 @@ class Cap(BaseModel):
     """At most so many rows of each group."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    by: str = Field(description="column or expression whose value is the group: cluster, query, source, host(url); rows where it is null all stay")
+    by: str = Field(description="column or expression whose value is the group: cluster, query, host(url), domain(url); rows where it is null all stay")
     max: int = Field(description="rows of a group that stay, drawn by hash (RealSyn: 20, 35, 180 for 15, 30, 100 million of a million clusters)", ge=0)
 
     @field_validator("by")
@@ -150,6 +150,16 @@ class QuotaRule:
         return {"quotas": dict(self.params.max)}
 
 
+def holds_names(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds texts, lists of texts, or lists of structs with a name."""
+    if not isinstance(kind, pa.DataType):
+        return False
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if pa.types.is_struct(inner) and inner is not kind:
+        inner = inner.field("name").type if inner.get_field_index("name") >= 0 else pa.int8()
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner))
+
+
 SCORE_SHOWN: Final = "coalesce(CAST(score AS VARCHAR), 'null')"
 
 
@@ -178,12 +188,14 @@ def group_values(at: Judging, expression: Expression, table: str) -> None:
         return
     con.execute(f"CREATE OR REPLACE TABLE {table} (key BIGINT, name VARCHAR)")
     columns = ", ".join(quoted(name) for name in ("key", *expression.columns))
-    for batch in con.cursor().sql(f"SELECT {columns} FROM {at.rows}").to_arrow_reader(BATCH):
+    con.execute(f"CREATE OR REPLACE TABLE balance_values AS SELECT {columns} FROM {at.rows}")  # a cursor sees tables, and no columns in memory
+    for batch in con.cursor().sql("SELECT * FROM balance_values").to_arrow_reader(BATCH):
         values = [expression.value(row) for row in batch.to_pylist()]
         names = pa.array([None if value is None else shown(value) for value in values], pa.string())
         con.register("balance_incoming", pa.table({"key": batch.column(0), "name": names}))
         con.execute(f"INSERT INTO {table} SELECT * FROM balance_incoming WHERE name IS NOT NULL")
         con.unregister("balance_incoming")
+    con.execute("DROP TABLE balance_values")
 
 
 def shown(value: Any) -> str:

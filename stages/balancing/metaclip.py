@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.errors import RecipeError
 from stages.balancing.draws import row_hash, uniform
 from stages.balancing.entries import build_entries
 from stages.balancing.matching import Matcher, read_entries
@@ -39,7 +40,7 @@ class Metadata(BaseModel):
     def _digest(cls, raw: Any) -> Any:
         if not isinstance(raw, dict):
             return raw
-        return {**raw, "file_sha256": file_sha256(str(raw["file"]), "balance.metadata.file") if raw.get("file") else ""}
+        return {**raw, "file_sha256": file_sha256(str(raw["file"]), "balance.metadata.file", raw.get("file_sha256")) if raw.get("file") else ""}
 
     @model_validator(mode="after")
     def _one_of(self) -> Metadata:
@@ -112,6 +113,9 @@ class MetadataRule:
         entries = read_entries(params.file) if params.file else []
         if params.build or not params.file:
             entries += build_entries(at.con, params.min_count, params.min_pmi, params.ignore_case)
+        if not entries and (texts := at.one("SELECT count(*) FROM balance_texts")):
+            told = f"no word stands {params.min_count} times in the {texts:,} texts, so that all rows would go; lower min_count, or give a file"
+            raise RecipeError(f"balance.metadata: nothing to match: {told}")
         return entries
 
     def _match(self, at: Judging, matcher: Matcher) -> None:

@@ -13,8 +13,8 @@ KeeperBy = Literal["clip_score", "pixels"]
 ROW_KEY = 'part::BIGINT * 4294967296 + "row"'  # a row of the run as one number, in the order of the input
 
 
-def keepers(con: duckdb.DuckDBPyConnection, max_texts: int, by: KeeperBy) -> duckdb.DuckDBPyRelation:
-    """part, row, dup_of, kind, dup_component and texts of every row.
+def keepers(con: duckdb.DuckDBPyConnection, max_texts: int | None, by: KeeperBy) -> duckdb.DuckDBPyRelation:
+    """part, row, dup_of, kind, dup_component and texts of every row; max_texts None: each row has its own texts alone.
 
     Reads `rows` and the table `dup_groups` (part, row, component, near BIGINT; rows without duplicates are left out; `near` is the part of the component
     that holds without semantic links). The keeper comes first by clip_score (rows
@@ -37,7 +37,16 @@ def keepers(con: duckdb.DuckDBPyConnection, max_texts: int, by: KeeperBy) -> duc
         SELECT *, lower(hex(first_value(sample_id) OVER (PARTITION BY component ORDER BY nth))) AS keeper FROM ranked
         """
     )
-    return con.sql(_joined(texts_of_row(con, "r"), max_texts))
+    return con.sql(_joined(texts_of_row(con, "r"), max_texts) if max_texts else _apart(texts_of_row(con, "r")))
+
+
+_FATE = """r.part, r."row", CASE WHEN d.nth > 1 THEN d.keeper END AS dup_of,
+            CASE WHEN d.nth > 1 THEN CASE WHEN d.same_bytes THEN 'bytes' WHEN d.is_near THEN 'near' ELSE 'semantic' END END AS kind,
+            d.keeper AS dup_component"""
+
+
+def _apart(own_texts: str) -> str:
+    return f"""SELECT {_FATE}, {own_texts} AS texts FROM rows r LEFT JOIN dup_ranked d ON r.part = d.part AND r."row" = d."row" """
 
 
 def _joined(own_texts: str, max_texts: int) -> str:
@@ -60,8 +69,7 @@ def _joined(own_texts: str, max_texts: int) -> str:
         ), joined AS (
             SELECT component, list(e ORDER BY rank) AS texts FROM placed WHERE rank <= {max_texts} GROUP BY component
         )
-        SELECT r.part, r."row", CASE WHEN d.nth > 1 THEN d.keeper END AS dup_of,
-            CASE WHEN d.nth > 1 THEN CASE WHEN d.same_bytes THEN 'bytes' WHEN d.is_near THEN 'near' ELSE 'semantic' END END AS kind, d.keeper AS dup_component,
+        SELECT {_FATE},
             CASE WHEN d.nth = 1 THEN CAST(j.texts AS {TEXTS_SQL}) ELSE {own_texts} END AS texts
         FROM rows r
         LEFT JOIN dup_ranked d ON r.part = d.part AND r."row" = d."row"

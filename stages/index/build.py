@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,37 @@ from pipeline.digests import digest_of
 from pipeline.errors import RecipeError
 from pipeline.models import local_model, model_identity
 from pipeline.recipe import build_params
-from schemas.outcome import Failure
+from schemas.outcome import Failure, FailureCode
 from stages.images.decoders import DecoderLimits, shared_decoders
 from stages.images.hashes import has_pdq
 from stages.images.local import Place as At
-from stages.images.local import plan_reads, read_places
+from stages.images.local import is_local, plan_reads, read_places
 from stages.index.files import EMBEDDING, Index, make_index
 from stages.index.texts import normalised
 from stages.source.image_folder import ImageFolder
-from stages.source.local_rows import LocalRow, LocalSource, absolute, text_of
+from stages.source.local_rows import LocalRow, absolute, text_of
 from stages.source.table_files import as_text, find_files
 from stages.source.webdataset_tars import WebdatasetTars
 
 _CHUNK = 256
 _MOST_BYTES = 256 << 20
+TARS = (".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")
 _TEXT_COLUMNS = ("text", "texts", "caption", "captions", "alt_text", "question")
 
 
-def images_source(images: str) -> LocalSource:
-    """The source that reads a folder of images, or tars. Raises RecipeError where there are none."""
-    path = absolute(images)
-    cls: type[LocalSource] = ImageFolder
-    if images.lower().endswith((".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")) or (Path(path).is_dir() and _holds_tars(Path(path))):
-        cls = WebdatasetTars
-    source = cls(build_params(cls, {"tars" if cls is WebdatasetTars else "folder": images}, "index"))
-    return source
+def images_of(images: str) -> Iterator[LocalRow]:
+    """Rows of a tar, or of a folder: its images, then the samples of the tars in it. Raises RecipeError where nothing is there."""
+    is_tar = images.lower().endswith(TARS)
+    if not is_tar and is_local(images) and not Path(absolute(images)).is_dir():
+        raise RecipeError(f"{images}: no folder of images, and no tar ({', '.join(TARS)}); name one of them")
+    if not is_tar:
+        yield from ImageFolder(build_params(ImageFolder, {"folder": images}, "index")).rows()
+    if is_tar or _holds_tars(Path(absolute(images))):
+        yield from WebdatasetTars(build_params(WebdatasetTars, {"tars": images}, "index")).rows()
 
 
 def _holds_tars(folder: Path) -> bool:
-    return any(folder.glob("*.tar")) and not any(folder.glob("*.jpg"))
+    return folder.is_dir() and any(path.name.lower().endswith(TARS) for path in folder.rglob("*"))
 
 
 def build_index(
@@ -52,12 +55,13 @@ def build_index(
 ) -> Index:
     """Hash images (with the captions beside them) and texts into an index.
 
-    model: spec of a model that embeds images, as in a recipe's models table. An image that cannot be read or decoded is left out and told in `notes`.
+    model: spec of a model that embeds images, as in a recipe's models table. Of an image that cannot be read or decoded only the bytes and the texts stand in
+    the index, which `notes` tell; one of which neither is known is left out.
     Raises RecipeError where nothing is left.
     """
     told = notes if notes is not None else []
     loaded = local_model(model) if model else None
-    tables = [_table(chunk, loaded, told) for folder in images for chunk in _chunks(images_source(folder).rows())]
+    tables = [_table(chunk, loaded, told) for folder in images for chunk in _chunks(images_of(folder))]
     lines = [line for file in texts for line in read_texts(file)]
     if lines:
         tables.append(pa.table({"item": [item for item, _ in lines], "texts": pa.array([[text] for _, text in lines], pa.list_(pa.string()))}))
@@ -81,11 +85,9 @@ def _chunks(rows: Iterator[LocalRow]) -> Iterator[list[LocalRow]]:
 
 
 def _table(rows: list[LocalRow], model: Any, notes: list[str]) -> pa.Table:
-    """Items of some rows, in order; those without an image that can be read are left out."""
+    """Items of some rows, in order; those of which nothing is known are left out."""
     decoders, pdq = shared_decoders(DecoderLimits()), has_pdq()
-    good = [(at, row) for at, row in enumerate(rows) if row.file and not row.code]
-    notes += [f"{row.path}: {row.detail or 'no image'}" for row in rows if row.code or not row.file]
-    places = [At(at, row.file or "", row.offset, row.size) for at, row in good]
+    places = [At(at, row.file, row.offset, row.size) for at, row in enumerate(rows) if row.file and not row.code]
     bodies = {at: data for task in plan_reads(places) for found in read_places(task, _MOST_BYTES) for at, data in found}
     view = _view(model)
     waiting = {
@@ -94,19 +96,21 @@ def _table(rows: list[LocalRow], model: Any, notes: list[str]) -> pa.Table:
     }  # fmt: skip
     items: list[dict[str, Any]] = []
     pixels: list[Any] = []
-    for at, row in good:
-        body, crop = bodies[at], None
-        found = body if isinstance(body, Failure) else waiting[at][0].result()
-        later = waiting[at][1] if at in waiting else None
-        if later is not None and not isinstance(found, Failure):
-            crop = later.result()
-            found = crop if isinstance(crop, Failure) else found
-        if isinstance(found, Failure) or isinstance(body, Failure):
-            notes.append(f"{row.path}: {found.detail or found.code}" if isinstance(found, Failure) else row.path)
-            continue
-        texts = sorted({text for entry in row.texts if (text := normalised(text_of(entry)))})
-        items.append({"item": row.path, "raw_sha256": hashlib.sha256(body).digest(), **found, "texts": texts or None})
-        pixels.append(crop)
+    for at, row in enumerate(rows):
+        body = bodies.get(at) or Failure(row.code or FailureCode.MISSING_IMAGE, row.detail or "no image")
+        answers = [one.result() for one in waiting.get(at, ()) if one is not None]
+        wrong = next((one for one in (body, *answers) if isinstance(one, Failure)), None)
+        item: dict[str, Any] = {} if isinstance(body, Failure) else {"raw_sha256": hashlib.sha256(body).digest()}
+        if texts := sorted({text for entry in row.texts if (text := normalised(text_of(entry)))}):
+            item["texts"] = texts
+        if wrong is not None:
+            known = " and ".join(name for name, key in (("its bytes", "raw_sha256"), ("its texts", "texts")) if key in item)
+            notes.append(f"{row.path}: {wrong.detail or wrong.code}; {f'known by {known} alone' if known else 'left out'}")
+        elif not isinstance(answers[0], Failure):
+            item |= answers[0]
+        if item:
+            items.append({"item": row.path, **item})
+            pixels.append(answers[1] if wrong is None and view else None)
     return _with_embeddings(items, pixels, model)
 
 
@@ -116,23 +120,50 @@ def _view(model: Any) -> dict[str, Any]:
 
 
 def _with_embeddings(items: list[dict[str, Any]], pixels: list[Any], model: Any) -> pa.Table:
-    table = pa.Table.from_pylist(items) if items else pa.table({"item": pa.array([], pa.string())})
+    names = dict.fromkeys(name for item in items for name in item) or ["item"]
+    table = pa.table({name: pa.array([item.get(name) for item in items], None if items else pa.string()) for name in names})
     if not model or not items:
         return table
-    found = model.submit("embed", {"images": np.stack(pixels), "texts": []}).result()["image"].astype(np.float16)
-    return table.append_column(EMBEDDING, pa.array([one.tobytes() for one in found], pa.binary(found.shape[1] * 2)))
+    seen = [one for one in pixels if one is not None]
+    width = int(model.describe()["embed_dim"]) * 2
+    found = iter(model.submit("embed", {"images": np.stack(seen), "texts": []}).result()["image"].astype(np.float16) if seen else ())
+    return table.append_column(EMBEDDING, pa.array([None if one is None else next(found).tobytes() for one in pixels], pa.binary(width)))
 
 
 def read_texts(file: str) -> Iterator[tuple[str, str]]:
-    """(item, normalised text) of a file: lines of a .txt; of a table (Parquet, CSV, TSV, JSON lines) its columns with texts. The item is <file>:<line>."""
+    """(item, normalised text) of a file, gzipped or not: lines of a .txt; texts of a .json, such as COCO's captions, wherever they stand in it; of a table
+    (Parquet, CSV, TSV, JSON lines) its columns with texts. The item is <file>:<line>, of a .json <file>:<number of the text>."""
     path, name = absolute(file), file.rsplit("/", 1)[-1]
-    found = _lines(path) if name.lower().endswith(".txt") else _cells(path)
+    kind = name.lower().removesuffix(".gz").rpartition(".")[2]
+    document = _document(path) if kind == "json" else None
+    found = _lines(path) if kind == "txt" else _cells(path) if document is None else enumerate(_texts_in(document), 1)
     return ((f"{name}:{line}", plain) for line, text in found if (plain := normalised(text)))
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace", compression="infer") as file:
         yield from enumerate(file, 1)
+
+
+def _document(path: str) -> Any:
+    """The list or mapping that a file holds as a whole; None for JSON lines."""
+    with fsspec.open(path, "rt", encoding="utf-8-sig", errors="replace", compression="infer") as file:
+        try:
+            return json.load(file)
+        except ValueError:
+            return None
+
+
+def _texts_in(value: Any, named: bool = True) -> Iterator[str]:
+    """Texts of a JSON document in its order: those under the keys that captions have, and those of plain lists."""
+    if isinstance(value, str) and named:
+        yield value
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts_in(entry, named)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _texts_in(entry, key in (*_TEXT_COLUMNS, "raw"))
 
 
 def _cells(path: str) -> Iterator[tuple[int, str]]:

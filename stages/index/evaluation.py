@@ -10,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.digests import digest_of
+from pipeline.console import say
+from pipeline.digests import canonical_json, digest_of
 from pipeline.errors import Fatal, RecipeError
 from pipeline.store import as_vectors
 from stages.dups.lookup import HashTable
 from stages.images.leaks import THUMB, VERSION, Look, agreement, boxes
 from stages.images.local import is_local
-from stages.index.build import build_index, images_source
-from stages.index.files import EMBEDDING, FORMAT, SUFFIX, Index, index_path, is_index, known_path, read_facts, read_index, write_index
+from stages.index.build import TARS, build_index, images_of
+from stages.index.files import EMBEDDING, FORMAT, SUFFIX, Index, IndexFacts, index_path, is_index, known_path, read_facts, read_index, write_index
 from stages.index.texts import GRAM, TextTable
 from stages.near_dup import fixed_bytes
-from stages.source.local_rows import absolute
+from stages.source.local_rows import absolute, text_of
 
 _CLOSE_LOOKS = 8  # evaluation pictures, nearest first, that a row is laid over
 _TEXT_FILES = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
@@ -132,13 +133,26 @@ def digests_of(against: tuple[str, ...], embeddings: bool) -> list[list[str]]:
     found = []
     for name in against:
         if is_plain(name):
+            if embeddings and not _is_texts(name):
+                told = f"`pairmill index build NAME --images {name} --model ...` makes one to name here"
+                raise RecipeError(f"{name}: embeddings of evaluation images stand in indexes alone; {told}, or set embeddings: false")
             found.append([_set_name(name), _contents(name)])
             continue
-        facts = read_facts(known_path(name))
+        if "/" in name and not index_path(name).is_file():
+            raise RecipeError(f"{name}: there is no such folder of images, tar, file of texts ({', '.join(_TEXT_FILES)}) or index")
+        try:
+            facts = read_facts(known_path(name))
+        except RecipeError as error:
+            raise error if index_path(name).is_file() else RecipeError(f"{error}; nor is there a folder, tar or file of texts of this name") from None
         if embeddings and not facts.model:
             raise RecipeError(f"index {name}: has no embeddings; build it with --model, or set embeddings: false")
         found.append([facts.name, facts.digest])
     return found
+
+
+def facts_of(against: tuple[str, ...]) -> list[IndexFacts]:
+    """Facts of those sets that are indexes."""
+    return [read_facts(known_path(name)) for name in against if not is_plain(name)]
 
 
 def is_plain(name: str) -> bool:
@@ -146,7 +160,11 @@ def is_plain(name: str) -> bool:
     path = index_path(name)
     if path.is_file() and (name.endswith(SUFFIX) or not name.endswith(".parquet") or is_index(path)):
         return bool(path.suffix != ".parquet")
-    return name.lower().endswith((*_TEXT_FILES, ".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.bz2")) or (is_local(name) and Path(name).is_dir())
+    return _is_texts(name) or name.lower().endswith(TARS) or (is_local(name) and Path(name).is_dir())
+
+
+def _is_texts(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith(_TEXT_FILES)
 
 
 def opened(name: str) -> Index:
@@ -156,9 +174,12 @@ def opened(name: str) -> Index:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pairmill" / "indexes"
     path = cache / f"{digest_of(_set_name(name), _contents(name), FORMAT, VERSION, GRAM)}{SUFFIX}"
     if not path.is_file():
-        texts = name.lower().endswith(_TEXT_FILES)
+        texts = _is_texts(name)
         cache.mkdir(parents=True, exist_ok=True)
-        write_index(build_index(_set_name(name), [] if texts else [name], [name] if texts else []), path)
+        notes: list[str] = []
+        write_index(build_index(_set_name(name), [] if texts else [name], [name] if texts else [], notes=notes), path)
+        if notes:
+            say(f"evaluation set {name}: {len(notes):,} of its images cannot be compared as pictures, such as {notes[0]}")
     return read_index(path)
 
 
@@ -168,15 +189,20 @@ def _set_name(name: str) -> str:
 
 @functools.cache
 def _contents(name: str) -> str:
-    """Digest of what a set of images or texts is made of, once per process: SHA-256 of every file's bytes."""
-    if name.lower().endswith(_TEXT_FILES):
-        with open(absolute(name), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted({row.file for row in images_source(name).rows() if row.file})
+    """Digest of what a set of images or texts is made of, once per process: path and texts of each row, SHA-256 of every file's bytes."""
+    if _is_texts(name):
+        try:
+            with open(absolute(name), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise RecipeError(f"{name}: cannot be read as evaluation texts: {error.strerror or error}") from error
+    total, files = hashlib.sha256(), set()
+    for row in images_of(name):
+        total.update(canonical_json([row.path, row.code, [text_of(entry) for entry in row.texts]]).encode("utf-8", "surrogatepass"))
+        files |= {row.file} if row.file else set()
     if not files:
         raise RecipeError(f"{name}: no images here to keep out of the data")
-    total = hashlib.sha256()
-    for path in files:
+    for path in sorted(files):
         with open(path, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

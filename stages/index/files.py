@@ -50,6 +50,7 @@ class IndexFacts:
     """Footer of an index. name: how rows that match tell of it. counts: items, and how many have each column. pictures: version of windows and copies.
 
     model: digest and name of the model of `image_emb`, and its width; empty without embeddings. digest: of all columns' values.
+    trimmed: whether the hashes of a run are of images without their borders (`image_hash.trimmed`); None where it is not known.
     """
 
     name: str
@@ -58,6 +59,15 @@ class IndexFacts:
     pictures: int = leaks.VERSION
     model: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    trimmed: bool | None = None
+
+    def check_model(self, identity: str, where: str) -> None:
+        """Raises RecipeError, beginning with `where`, where the embeddings are of another model than that of an identity (a digest)."""
+        if self.model.get("identity", identity) != identity:
+            raise RecipeError(
+                f"{where}: the embeddings of index {self.name} are of another model than those of this recipe, and mean nothing to them; build the index again "
+                "with --model as the recipe names it, or leave embeddings out"
+            )
 
 
 @dataclass
@@ -68,7 +78,7 @@ class Index:
     table: pa.Table
 
 
-def make_index(name: str, table: pa.Table, model: dict[str, Any] | None = None) -> Index:
+def make_index(name: str, table: pa.Table, model: dict[str, Any] | None = None, trimmed: bool | None = None) -> Index:
     """An index of a table with columns of SCHEMA (and perhaps `image_emb`): lines in the order of items, equal lines once."""
     types = {one.name: one.type for one in SCHEMA}
     held = {name: table[name].cast(kind) for name, kind in types.items() if name in table.column_names and table[name].null_count < table.num_rows}
@@ -81,7 +91,7 @@ def make_index(name: str, table: pa.Table, model: dict[str, Any] | None = None) 
     whole = pa.table(columns | ({EMBEDDING: whole[EMBEDDING]} if EMBEDDING in held else {}))
     counts = {"items": whole.num_rows} | {column: n for column in whole.column_names[1:] if (n := whole.num_rows - whole[column].null_count)}
     digest = digest_of("index", *(piece for column in whole.column_names for piece in (column, hash_column(whole[column]))))
-    return Index(IndexFacts(name, digest, counts, leaks.VERSION, model or {}), whole)
+    return Index(IndexFacts(name, digest, counts, leaks.VERSION, model or {}, trimmed=trimmed), whole)
 
 
 def _places(columns: dict[str, pa.ChunkedArray]) -> pa.Array:

@@ -37,7 +37,13 @@ def index_of_run(run: RunView, name: str, dropped: bool = False, embeddings: boo
     tables = [_part(run, part, names, dropped) for part in range(len(run.parts))]
     widest = max((table.schema.field(EMBEDDING).type for table in tables), key=lambda kind: kind.byte_width) if embeddings else None
     tables = [_widened(table, widest) for table in tables]
-    return make_index(name, pa.concat_tables(tables), _model(run) if embeddings else None)
+    return make_index(name, pa.concat_tables(tables), _model(run) if embeddings else None, _trimmed(run))
+
+
+def _trimmed(run: RunView) -> bool | None:
+    """Whether the hashes are of images without their borders; None without hashes."""
+    stage = run.chain.nodes[run.chain.find_column("phash").node].stage if run.chain.has_column("phash") else None
+    return getattr(stage.params, "trimmed", None) if stage is not None else None
 
 
 def _part(run: RunView, part: int, names: list[str], dropped: bool) -> pa.Table:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import xxhash
 
-_WORD = re.compile(r"\w+")
+from stages.text.unspaced import words
+
 GRAM = 8  # words of a run
 
 
 def plain_words(text: str) -> list[str]:
-    """Words of a text: Unicode NFKC, letters folded, everything but letters, digits and underscores left out."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    """Words of a text: Unicode NFKC, letters folded, everything but letters, digits and underscores left out; of scripts without spaces each letter."""
+    return words(unicodedata.normalize("NFKC", text).casefold())
 
 
 def normalised(text: str) -> str:
@@ -23,10 +23,10 @@ def normalised(text: str) -> str:
     return " ".join(plain_words(text))
 
 
-def grams(words: list[str], size: int = GRAM) -> set[int]:
+def grams(given: list[str], size: int = GRAM) -> set[int]:
     """64-bit hashes of all runs of `size` words; of a shorter text, of the whole."""
-    last = max(1, len(words) - size + 1)
-    return {xxhash.xxh64_intdigest(" ".join(words[at : at + size]).encode("utf-8", "surrogatepass")) for at in range(last)}
+    last = max(1, len(given) - size + 1)
+    return {xxhash.xxh64_intdigest(" ".join(given[at : at + size]).encode("utf-8", "surrogatepass")) for at in range(last)}
 
 
 class TextTable:
@@ -39,10 +39,10 @@ class TextTable:
         self.by_gram: dict[int, list[int]] = defaultdict(list)
         self.least_words = least_words
         for item, text in texts:
-            words = text.split(" ")
-            if len(words) < least_words:
+            given = words(text)
+            if len(given) < least_words:
                 continue
-            found = grams(words)
+            found = grams(given)
             for gram in sorted(found):
                 self.by_gram[gram].append(len(self.items))
             self.items.append(item)
@@ -55,10 +55,10 @@ class TextTable:
         """
         best: tuple[float, int] | None = None
         for text in texts:
-            words = plain_words(text)
-            if len(words) < self.least_words:
+            own = plain_words(text)
+            if len(own) < self.least_words:
                 continue
-            shared = Counter(which for gram in grams(words) for which in self.by_gram.get(gram, ()))
+            shared = Counter(which for gram in grams(own) for which in self.by_gram.get(gram, ()))
             for which, count in shared.items():
                 share = (count / self.sizes[which], -which)
                 best = share if best is None or share > best else best

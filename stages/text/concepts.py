@@ -16,8 +16,9 @@ import numpy as np
 from pipeline.errors import RecipeError
 from stages.text.phrases import chunk, is_web_word
 from stages.text.tagger import MAX_TOKENS, spans_of_words, tag
+from stages.text.unspaced import WORD
 
-_WORD = re.compile(r"\w+|[^\w\s]", re.U)
+_WORD = re.compile(rf"{WORD}|[^\w\s]")
 MAX_CANDIDATES: Final = 50  # names that a phrase is compared with, those that share most of its letter triples
 
 
@@ -44,7 +45,8 @@ def noun_phrase_spans(text: str) -> list[Span]:
 
 
 class Dictionary:
-    """Names with ids. A name is found where its words stand in a text, letters of either case, the longest first and none inside another.
+    """Names with ids. A name is found where its words stand in a text, letters of either case, the longest first and none inside another; in scripts without
+    spaces (Chinese, Japanese, Thai) wherever its letters do.
 
     With `min_score` below 1, a noun phrase that holds no name gets the id of the name most like it: cosine of their counts of letter triples, the measure
     that scispaCy's linker ranks by; ConceptCLIP's released sample has none below 0.80.

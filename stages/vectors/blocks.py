@@ -67,12 +67,18 @@ def blocks(found: Iterable[VectorBlock], rows: int = ROWS) -> Iterator[Block]:
 def draw(evidence: Evidence, column: str, count: int, seed: str) -> np.ndarray:
     """Vectors of about `count` rows, float32 [N, D] of length 1, in the order of the input; those of rows without a vector are missing.
 
-    The rows with the least hashes of sample_id and seed: the same ones however the rows are cut into parts.
+    The rows with the least hashes of sample_id and seed: the same ones however the rows are cut into parts. Where few rows have a vector with a direction
+    (zeros and numbers that are not finite have none) more are drawn.
     """
-    order = "md5_number(? || ':' || hex(sample_id))"
-    drawn = evidence.con.sql(
-        f'SELECT part::BIGINT * 4294967296 + "row" AS key FROM rows ORDER BY {order}, part, "row" LIMIT ?', params=[seed, count]
-    ).to_arrow_table()
-    wanted = np.sort(drawn["key"].to_numpy())
-    found = [block.vectors[np.isin(block.keys, wanted, assume_unique=True)] for block in blocks(evidence.vectors(column))]
-    return unit(np.concatenate(found)) if found else np.empty((0, 0), np.float32)
+    order, enough = "md5_number(? || ':' || hex(sample_id))", count / 2
+    while True:
+        drawn = evidence.con.sql(
+            f'SELECT part::BIGINT * 4294967296 + "row" AS key FROM rows ORDER BY {order}, part, "row" LIMIT ?', params=[seed, count]
+        ).to_arrow_table()
+        wanted = np.sort(drawn["key"].to_numpy())
+        found = [block.vectors[np.isin(block.keys, wanted, assume_unique=True)] for block in blocks(evidence.vectors(column))]
+        vectors = unit(np.concatenate(found)) if found else np.empty((0, 0), np.float32)
+        vectors = vectors[vectors.any(axis=1)]
+        if len(vectors) >= enough or len(wanted) < count:
+            return vectors
+        count *= 4

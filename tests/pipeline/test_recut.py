@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shlex
 import shutil
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline import registry
 from pipeline.cli import app
+from pipeline.forgotten import Forgotten
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.recut import prepare_recut
 from pipeline.run import RunOptions, run
@@ -123,8 +126,47 @@ def test_what_it_refuses(pictures: Path, tmp_path: Path) -> None:
         return " ".join(result.stderr.split())
 
     missing = told("--set", "rate.min=0.1", "--out", str(tmp_path / "other"))
-    assert "17 rows at again" in missing and f"pairmill run pictures --out {pictures} --no-jobs --set rate.min=0.1" in missing
+    assert "17 rows at again" in missing and f"pairmill run {pictures}/run.json --out {pictures} --no-jobs --set rate.min=0.1" in missing
     assert not (tmp_path / "other").exists()
     assert "the input cannot be changed" in told("--set", "input.rows=50", "--out", str(tmp_path / "other"))
     assert "not into it" in told("--out", str(pictures / "other")) and "not into it" in told("--out", str(pictures))
     assert "both in one bucket" in told("--out", "s3://bucket/other")
+
+
+def test_a_directory_of_an_earlier_state_is_told_and_the_command_that_is_named_works(pictures: Path, tmp_path: Path) -> None:
+    more = ("--import", str(PICTURES), "--executor", "local")
+    other = tmp_path / "other"
+    assert pairmill("recut", str(pictures), "--set", "again.min=0.4", "--out", str(other), *more).exit_code == 0
+    loose = ("recut", str(pictures), "--set", "rate.min=0.1", "--set", "again.min=0.1")
+    missing = pairmill(*loose, "--out", str(tmp_path / "new"), *more)
+    command = shlex.split(missing.stderr.strip().splitlines()[-1])[1:]  # measures what is missing, by the recipe of the run
+    assert pairmill(*command, *more).exit_code == 0
+    record = (pictures / "run.json").read_text()
+    (tmp_path / "run.json").write_text(record.replace('"models": {}', '"models": {"m": {"kind": "http", "api_key": "***"}}'))
+    masked = pairmill("run", str(tmp_path / "run.json"), "--out", str(tmp_path / "masked"), *more)
+    assert masked.exit_code == 2 and "the secret in models.m.api_key is not kept there" in " ".join(masked.stderr.split())
+    stale = pairmill(*loose, "--out", str(other), *more)
+    assert stale.exit_code == 2 and "17 rows at again" in " ".join(stale.stderr.split()) and "name a new folder" in stale.stderr
+    assert pairmill(*loose, "--out", str(tmp_path / "new"), *more).exit_code == 0
+
+
+def test_what_is_forgotten_stays_out_of_the_directory_beside(pictures: Path, tmp_path: Path) -> None:
+    more = ("--import", str(PICTURES), "--executor", "local")
+    ids = pq.read_table(pictures / "values/source/part-00000.parquet")["sample_id"].to_pylist()
+    half = tmp_path / "half"  # as a kill leaves it: files, and no run.json
+    assert pairmill("recut", str(pictures), "--set", "again.min=0.4", "--out", str(half), *more).exit_code == 0
+    shutil.copytree(half, tmp_path / "whole")
+    (half / "run.json").unlink()
+    assert pairmill("forget", str(pictures), "--id", ids[0].hex(), *more).exit_code == 0
+    listed = Forgotten.of_run(pictures)
+    listed.open = True  # as a kill leaves it
+    listed.write(pictures)
+    assert "a removal of rows was interrupted here" in pairmill("recut", str(pictures), "--out", str(tmp_path / "early"), *more).stderr
+    listed.open = False
+    listed.write(pictures)
+    old = pairmill("recut", str(pictures), "--set", "again.min=0.4", "--out", str(tmp_path / "whole"), *more)
+    assert old.exit_code == 2 and "rows were forgotten in" in old.stderr
+    for out in (half, tmp_path / "new"):
+        assert pairmill("recut", str(pictures), "--set", "again.min=0.4", "--out", str(out), *more).exit_code == 0
+        assert (out / "forgotten.json").read_bytes() == (pictures / "forgotten.json").read_bytes()
+        assert ids[0] not in pq.read_table(out / "values/source/part-00000.parquet")["sample_id"].to_pylist()

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import RecipeError
+from pipeline.recipe import build_params
 from pipeline.stage import Evidence
 from schemas.sample import TEXTS, make_text, sample_id
 from stages.balance import Balance
 from stages.balancing.entries import build_entries
 from stages.balancing.matching import Matcher, read_entries, spaced
 from stages.balancing.metaclip import keep_probabilities
+from stages.noise_prob import NoiseProb
 
 WORDS = "a big red dog runs over the st. new york times square cat".split()
 TYPES = {"texts": TEXTS, "cluster": pa.int32(), "clip_score": pa.float32(), "url": pa.string(), "query": pa.string(), "tags": pa.list_(pa.string())}
@@ -277,3 +279,21 @@ def test_what_cannot_work_says_so(tmp_path: Path) -> None:
     before = Balance.Params(metadata={"file": str(empty)}).metadata.file_sha256
     empty.write_text("dog")
     assert Balance.Params(metadata={"file": str(empty)}).metadata.file_sha256 != before
+    assert balanced([texts("a dog")], metadata={"file": str(empty)})
+    for params, told in (({"metadata": {"foo": 3}}, "metadata: unknown key 'foo'"), ({"caps": [{"by": "cluster"}]}, "caps.0: 'max' is required")):
+        with pytest.raises(RecipeError, match=f"stages.balance.{told}"):
+            build_params(Balance, params, "stages.balance")
+    with pytest.raises(RecipeError, match="no word stands 100 times in the 2 texts"):
+        balanced([texts("a dog"), texts("a cat")], metadata={})
+    types = {"word": pa.string(), "many": pa.list_(pa.int32()), "number": pa.float32(), "tags": pa.list_(pa.struct([("name", pa.string())]))}
+    for params, told in (
+        ({"reduce": {"cluster": "number", "score": "word"}}, "reduce.score: 'word' holds string, not numbers"),
+        ({"reduce": {"cluster": "many", "score": None}}, "reduce.cluster: 'many' holds list"),
+        ({"quota": {"by": "number", "max": {"a": 1}}}, "quota.by: 'number' holds float"),
+        ({"quota": {"by": "many", "max": {"a": 1}}}, "quota.by: 'many' holds list"),
+    ):
+        with pytest.raises(RecipeError, match=f"stages.balance.{told}"):
+            Balance(Balance.Params(**params)).check(types)
+    Balance(Balance.Params(quota={"by": "tags", "max": {"a": 1}})).check(types)
+    with pytest.raises(RecipeError, match="stages.noise_prob.column: 'word' holds string, not numbers"):
+        NoiseProb(NoiseProb.Params(column="word")).check(types)

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import registry
+from pipeline.changed import changed_run
 from pipeline.recipe import build_recipe
-from pipeline.run import RunOptions, RunResult, run
+from pipeline.run import RunOptions, RunResult, open_run, run
+from pipeline.whatif_report import whatif
 
 KINDS = {"dog": 120, "cat": 40, "car": 9}
 
@@ -63,6 +65,8 @@ def test_one_recipe_has_them_all_and_parts_change_nothing(table: Path) -> None:
     assert all([span["id"] for span in found[url]["concepts"][0]["spans"]] == ids[kind] for url, kind in kinds.items())
     facts = first.view.facts()
     assert len(facts["levels"]["levels"]["edges"]) == 9 and facts["balance"]["balance"][0]["head"] == [["0", 120, 30], ["1", 40, 30], ["2", 9, 9]]
+    (table / "names.txt").unlink()
+    assert open_run(table / "first").facts() == facts  # the dictionary may be gone
     assert facts["clusters"]["clusters"] == {"count": 3, "sample": 169} and len(facts["noise_prob"]["noise_prob"]["means"]) == 2
 
 
@@ -75,3 +79,13 @@ def test_a_moved_cap_embeds_nothing_again_and_a_smaller_one_keeps_some_of_the_sa
     assert sum(row["reason"] is None for row in narrow.values()) == 29
     assert len(files) == 8 and all(path.stat().st_mtime_ns == written for path, written in files.items())
     assert narrow == rows_of(ran(table, "fresh", 50, 10))
+
+
+def test_whatif_asks_the_query_of_metadata_and_of_a_cap_by_an_expression(table: Path) -> None:
+    balance = {"metadata": {"min_count": 1, "t": 3}, "caps": [{"by": "host(url)", "max": 25}, {"by": "domain(url)", "max": 60}]}
+    data = {"name": "b", "input": {"kind": "url_table", "table": str(table / "rows.parquet"), "rows_per_part": 50}, "stages": [{"balance": balance}]}
+    run(build_recipe(data), table / "run", RunOptions(executor="local"))
+    for nth, (setting, value) in enumerate((("t", 30), ("size", 40))):
+        balance["metadata"] = {"min_count": 1, setting: value}
+        fresh = run(build_recipe(data), table / f"fresh{nth}", RunOptions(executor="local")).view.counts()["balance"]["kept"]
+        assert whatif(changed_run(table / "run", [f"balance.metadata.{setting}={value}"]), tokens=False)["kept"]["then"] == fresh

@@ -113,3 +113,15 @@ def test_levels_of_equal_width_of_ties_and_of_few_rows() -> None:
     few = resolved(Levels(Levels.Params(column="s")), evidence_of({"s": [0.3, 0.1]}, 2, 2), 2)
     assert few[0]["level"] > few[1]["level"]
     assert resolved(Levels(Levels.Params(column="s")), evidence_of({"s": pa.nulls(3, pa.float32())}, 3, 3), 3) == {}
+
+
+def test_a_sample_is_drawn_of_rows_with_a_direction_however_few_they_are() -> None:
+    vectors = np.random.default_rng(1).standard_normal((2000, 16)).astype(np.float16)
+    without = set(range(2000)) - {3, 700, 701, 1500, 1999}
+    vectors[700], vectors[701, 2] = 0, np.nan
+    found = resolved(Clusters(Clusters.Params(count=2, rows_per_cluster=1)), evidence_of({}, 2000, 500, vectors, without), 500)
+    assert set(found) == {3, 1500, 1999} and all(one["cluster_cosine"] > 0 for one in found.values())
+    # All rows are the sample here: one of zeros would be a centroid, nearest to whatever is far from all others.
+    opposite = np.array([[1, 0], [0, 0], [-1, 0.1]], np.float16)
+    every = resolved(Clusters(Clusters.Params(count=3)), evidence_of({}, 3, 3, opposite), 3)
+    assert set(every) == {0, 2} and {one["cluster_cosine"] for one in every.values()} == {1.0}

@@ -135,3 +135,13 @@ def test_nevlp_the_most_similar_concepts_stand_before_the_text() -> None:
     assert other.compute([{"tags.tags": tags, "text": "it runs"}], CTX)[0]["text"] == "it runs (dog)"
     with pytest.raises(ValueError, match="template"):
         ConceptPrefix.Params(template="{concepts}")
+
+
+def test_names_are_found_in_scripts_without_spaces_and_keep_their_vowel_signs() -> None:
+    found = Dictionary([("D", "狗"), ("G", "草地"), ("K", "कुत्ता"), ("X", "कु"), ("E", "🐕"), ("C", "カメラ")])
+    for text, expected in (
+        ("🐕一只黑色的狗在草地上", [("E", "🐕"), ("D", "狗"), ("G", "草地")]),
+        ("काला कुत्ता", [("K", "कुत्ता")]),  # not the letters of another name within a word
+        ("カメラと狗、カメラマン", [("C", "カメラ"), ("D", "狗")]),
+    ):
+        assert [(span.id, text[span.start : span.end]) for span in found.spans(text)] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.chain import Chain
+from pipeline.cli import app
 from pipeline.errors import Fatal, RecipeError
 from pipeline.recipe import build_recipe
-from pipeline.run import RunOptions, RunResult, run
+from pipeline.run import RunOptions, RunResult, open_run, run
+from pipeline.storage import place_of
 from stages.demo.image_bytes import encode
 from stages.images.leaks import THUMB, VIEW, agreement, border_box, index_picture, looks, windows
 from stages.index.build import build_index
-from stages.index.evaluation import EvaluationSets
-from stages.index.files import SUFFIX, make_index, write_index
+from stages.index.evaluation import EvaluationSets, _contents, digests_of, opened
+from stages.index.files import SUFFIX, make_index, read_index, write_index
 from stages.index.from_run import index_of_run
+from stages.index.manage import merged
 
 CLIP = {"kind": "open_clip", "weights": "bundled:rendered_clip", "device": "cpu"}
 
@@ -108,8 +114,15 @@ def test_each_disguise_is_found_and_nothing_else(evaluation: Path, training: Pat
     assert sum(moved.tally.computed.values()) == 0 and set(fates(moved)) == {"same"}
     mirrored = ran(training, tmp_path / "run", {"decontaminate": {"against": [str(index)], "mirrored": True, "min_overlap": None}})
     assert set(fates(mirrored)) == {"same", "low", "half", "disguised", "mirrored"}
-    with pytest.raises(RecipeError, match="no index 'evla'"):
+    with pytest.raises(RecipeError, match="no index 'evla'.*nor is there a folder"):
         ran(training, tmp_path / "none", {"decontaminate": {"against": ["evla"]}})
+    # A finished run can be read when its evaluation set is gone; what would run again says so before it changes anything.
+    evaluation.rename(tmp_path / "moved")
+    _contents.cache_clear()
+    assert open_run(tmp_path / "plain").counts()["decontaminate"]["dropped:contaminated"] == 5
+    sample = open_run(tmp_path / "plain").store.read("values", "source", 0, ["sample_id"])["sample_id"][0].as_py().hex()
+    refused = CliRunner().invoke(app, ["forget", str(tmp_path / "plain"), "--id", sample])
+    assert refused.exit_code == 2 and "there is no such folder" in refused.output and not (tmp_path / "plain/forgotten.json").exists()
 
 
 def test_the_nearest_embedding_against_a_loop() -> None:
@@ -161,14 +174,17 @@ def test_an_increment_leaves_out_what_an_earlier_run_has(training: Path, tmp_pat
     (more / "again.jpg").write_bytes((training / "other2.jpg").read_bytes())
     (more / "near.jpg").write_bytes(encode(picture(103), "jpg", 40))
     (more / "new.jpg").write_bytes(encode(picture(200), "jpg", 90))
+    (more / "mirrored.jpg").write_bytes(encode(np.ascontiguousarray(picture(104)[:, ::-1]), "jpg", 90))
     stage = {"known_dup": {"indexes": [str(index)]}}
     second = ran(more, tmp_path / "second", hashed, stage)
     found = fates(second)
     ids = {path: value.hex() for part in range(3) for path, value in zip(*columns(first, part), strict=True)}
     assert found["again"] == ("exact_dup", f"known: first/{ids['other2.jpg']}")
-    assert found["near"][0] == "near_dup" and found["near"][1].startswith(f"known: first/{ids['other3.jpg']}, ") and "new" not in found
+    assert found["near"][0] == "near_dup" and found["near"][1].startswith(f"known: first/{ids['other3.jpg']}, ") and set(found) == {"again", "near"}
     strict = ran(more, tmp_path / "second", hashed, {"known_dup": {"indexes": [str(index)], "max_distance": 0}})
     assert sum(strict.tally.computed.values()) == 0
+    turned = fates(ran(more, tmp_path / "turned", {"image_hash": {"pdq": False, "mirrored": True}}, stage))
+    assert set(turned) == {"again", "near", "mirrored"} and turned["mirrored"][1].startswith(f"known: first/{ids['other4.jpg']}, ")
     with pytest.raises(RecipeError, match="raise search_distance"):
         ran(more, tmp_path / "none", hashed, {"known_dup": {"indexes": [str(index)], "max_distance": 9}})
 
@@ -204,3 +220,50 @@ def test_photos_planted_among_others_are_found(photos: list[Path]) -> None:
     assert np.mean(found) >= 0.9
     others = sets.nearest_pictures([looks(pixels) for pixels in pictures[40:]])
     assert not [answer for answer in others if answer is not None and answer[2] >= 0.6]
+
+
+def test_a_folder_is_known_by_its_captions_and_the_tars_in_it_too(evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (evaluation / "inner").mkdir()
+    with tarfile.open(evaluation / "inner/more.tar", "w") as tar:
+        tar.add(evaluation / "e4.jpg", "0001.jpg")
+    (evaluation / "bad.jpg").write_bytes((evaluation / "e1.jpg").read_bytes()[:900])
+    (evaluation / "bad.txt").write_text("the caption of a picture that nobody can decode today")
+    before = digests_of((str(evaluation),), False)
+    made = opened(str(evaluation)).table.to_pylist()
+    assert [one["item"] for one in made] == ["bad.jpg", *(f"e{nth}.jpg" for nth in range(5)), "more.tar/0001.jpg"]
+    assert made[0]["texts"] and made[0]["raw_sha256"] and made[0]["phash"] is None and made[6]["raw_sha256"] == made[5]["raw_sha256"]
+    assert "1 of its images cannot be compared as pictures, such as bad.jpg" in capsys.readouterr().err
+    (evaluation / "e0.txt").write_text("another caption of as many words as it had before, at least")
+    _contents.cache_clear()
+    assert digests_of((str(evaluation),), False) != before and opened(str(evaluation)).table.to_pylist()[1]["texts"] != made[1]["texts"]
+
+
+def test_what_cannot_be_compared_is_refused(evaluation: Path, tmp_path: Path) -> None:
+    def refused(*stages: Any) -> str:
+        data = {"name": "d", "input": {"kind": "image_folder", "folder": str(evaluation)}, "models": {"clip": CLIP}, "stages": ["read_images", *stages]}
+        with pytest.raises(RecipeError) as told:
+            Chain(build_recipe(data))
+        return str(told.value)
+
+    def index(name: str, trimmed: bool | None = None, model: dict[str, Any] | None = None, **columns: Any) -> str:
+        path = tmp_path / f"{name}{SUFFIX}"
+        write_index(make_index(name, pa.table({"item": ["a"], **columns}), model, trimmed), path)
+        return str(path)
+
+    emb = {"image_emb": pa.array([b"12"], pa.binary(2))}
+    against = {"against": [index("other", model={"identity": "another"}, **emb)], "embeddings": True}
+    assert "of another model than those of this recipe" in refused("clip_score", {"decontaminate": against})
+    assert "stand in indexes alone" in refused("clip_score", {"decontaminate": {"against": [str(evaluation)], "embeddings": True}})
+    assert "there is no such folder" in refused({"decontaminate": {"against": [str(tmp_path / "none")]}})
+    assert "cannot be read as evaluation texts" in refused({"decontaminate": {"against": [str(tmp_path / "none.txt")]}})
+    hashes = {"image_hash": {"pdq": False}}
+    bytes_alone, trimmed = index("bytes"), index("trimmed", True, phash=pa.array([b"12345678"]), phash_quality=pa.array([80], pa.int16()))
+    assert "image_hash makes no pdq here" in refused(hashes, {"known_dup": {"indexes": [trimmed], "by": "pdq"}})
+    assert "index bytes has no phash hashes" in refused(hashes, {"known_dup": {"indexes": [bytes_alone]}})
+    assert "image_hash.trimmed=true, and here it is set otherwise" in refused(hashes, {"known_dup": {"indexes": [trimmed]}})
+    given = [read_index(place_of(path)) for path in (trimmed, index("plain", False, phash=pa.array([b"12345678"])))]
+    with pytest.raises(RecipeError, match="merge those of one kind"):
+        merged("both", given)
+    same = [read_index(place_of(index(name, model={"identity": "m", **more}, **emb))) for name, more in (("run", {}), ("eval", {"width": 1}))]
+    assert merged("both", same).facts.model["identity"] == "m"

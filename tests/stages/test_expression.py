@@ -152,3 +152,20 @@ def test_check_passes_what_fits() -> None:
 def test_values_of_another_kind_are_an_error_that_shows_them() -> None:
     with pytest.raises(RecipeError, match="the columns hold lang = 'en'"):
         Expression("lang > 3")({"lang": "en"})
+
+
+def test_a_domain_is_what_somebody_registered_by_a_rule_of_thumb() -> None:
+    domain = Expression("domain(url)")
+    pairs = {
+        "https://img1.cdn.example.com:8080/a.jpg": "example.com",
+        "http://www.Example.co.uk/x": "example.co.uk",
+        "https://a.b.example.com.br/": "example.com.br",
+        "https://example.de/": "example.de",
+        "https://co.uk/": "co.uk",
+        "http://10.0.0.7/x": "10.0.0.7",
+        "http://[::1]/x": "::1",
+        "photos/a.jpg": None,
+    }
+    for url, found in pairs.items():
+        assert domain.value({"url": url}) == found, url
+    assert domain.value({"url": None}) is None

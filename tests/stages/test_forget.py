@@ -282,6 +282,7 @@ def test_forms_of_what_is_named() -> None:
     lines = ["# note", "", "https://a.example/x.jpg", "b.example", "ab" * 32, "cd" * 16]
     assert parsed(lines) == [("url", "https://a.example/x.jpg"), ("domain", "b.example"), ("hash", "ab" * 32), ("id", "cd" * 16)]
     assert checked("domain", "Example.ORG.") == ("domain", "example.org")
+    assert domains_of("https://bücher.example/x")[0] == checked("domain", "Bücher.example")[1] == "xn--bcher-kva.example"
     one = Forgotten()
     one.add("domain", "b.example")
     assert one.refuses_url("http://www.b.example/1") and not one.refuses_url("http://bb.example/1") and not one.refuses_url("http://example/1")
@@ -291,3 +292,17 @@ def test_forms_of_what_is_named() -> None:
 def test_bad_requests_name_what_is_wrong(tmp_path: Path) -> None:
     assert "no run here" in pairmill("forget", str(tmp_path / "none"), "--id", "ab" * 16).output
     assert "64 hex digits" in pairmill("forget", str(tmp_path), "--hash", "xyz").output
+    assert "name a host alone" in pairmill("forget", str(tmp_path), "--domain", "https://a.example/").output
+
+
+def test_what_is_not_here_goes_on_the_list_and_changes_no_file_and_a_missing_index_is_told_first(table: Path, tmp_path: Path) -> None:
+    recipe, out = recipe_file(tmp_path, table, scored=False), tmp_path / "run"
+    ran(recipe, out)
+    before = tree(out)
+    missing = pairmill("forget", str(out), "--domain", "localhost", "--index", "none", "--executor", "local")
+    assert missing.exit_code == 2 and "no index 'none'" in missing.output and tree(out) == before
+    done = pairmill("forget", str(out), "--url", "https://elsewhere.example/x.jpg", "--executor", "local", "--json")
+    assert json.loads(done.stdout)["rows"] == 0 and "no row here is of what was named" in done.stderr
+    after = tree(out)
+    assert Forgotten.of_run(out).refuses_url("https://elsewhere.example/x.jpg")
+    assert {name for name in after if after[name] != before.get(name)} <= {"forgotten.json", "lock.turn"}

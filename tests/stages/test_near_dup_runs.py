@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.chain import Chain
 from pipeline.errors import Fatal, RecipeError
+from pipeline.plan import make_plan
 from pipeline.recipe import build_recipe
 from pipeline.run import RunOptions, RunResult, run
 from stages.demo.image_bytes import encode
@@ -101,3 +102,20 @@ def test_a_stage_that_may_drop_rows_between_the_search_and_the_decision_is_refus
     chain_of(folder, near, "dedup", select)
     chain_of(folder, near, {"levels": {"column": "width"}}, "dedup")
     assert chain_of(folder, near, select).nodes[-1].stage is not None  # without a decision nothing is missed
+
+
+def test_plan_tells_what_an_earlier_barrier_would_save_and_cost(folder: Path, tmp_path: Path) -> None:
+    data = {
+        "name": "near", "input": {"kind": "image_folder", "folder": str(folder), "rows_per_part": 4}, "models": {"teller": {"kind": "fake"}},
+        "stages": ["read_images", {"image_hash": {"pdq": False}}, {"mllm_score": {"model": "teller"}},
+                   {"near_dup": {"by": "phash"}}, "dedup"],
+    }  # fmt: skip
+    [note] = make_plan(build_recipe(data), None).notes
+    assert note.startswith("an earlier barrier, near_dup, dedup before mllm_score: saves mllm_score of the rows that dedup drops, of up to 11;")
+    dropped = run(build_recipe(data), tmp_path / "run", RunOptions(executor="local", jobs=False)).view.counts()["dedup"]["dropped"]
+    [note] = make_plan(build_recipe(data), tmp_path / "run").notes
+    assert f"saves {dropped} of the 11 rows that mllm_score measured here, which dedup drops (some " in note
+    assert "begins only when read_images, image_hash went over all parts, an overlap of up to" in note
+    assert not make_plan(build_recipe({**data, "decide": "late"}), None).notes  # then every row is measured, dropped or not
+    data["stages"].append({"balance": {"caps": [{"by": "image_text_matching", "max": 1}]}})
+    assert len(make_plan(build_recipe(data), None).notes) == 1  # no such note of balance: it reads what only the model makes

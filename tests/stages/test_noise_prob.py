@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from pipeline.stage import Evidence
 from schemas.sample import sample_id
 from stages.mixture import Mixture, fit_mixture
 from stages.noise_prob import NoiseProb, NoiseProbParams
+from tests.bench import bench_noise_prob
+
+LEAST_TOY_AUC = 0.75  # 0.838 when it was written; the bar of 0.85 is that of the whole bench
 
 
 def loop_em(values: list[float], rounds: int) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -134,3 +138,12 @@ def test_losses_of_another_dataset_and_missing_files_are_told(tmp_path: Path) ->
     with pytest.raises(Fatal, match="two different numbers"):
         resolved(NoiseProb(NoiseProbParams(column="loss")), evidence_of([1.0, 1.0], 2), 2)
     assert resolved(NoiseProb(NoiseProbParams(column="loss")), evidence_of([None, None], 2), 2) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nevlp_acceptance_swapped_texts_stand_above_true_ones_after_a_toy_warm_up(tmp_path: Path) -> None:
+    """A fifth of the texts is swapped; the whole chain: rendered scenes, a short training, its recorded losses, the stage."""
+    options = Namespace(scenes=1500, steps=120, batch=64, share=0.2)
+    found = bench_noise_prob.measure(tmp_path, options)
+    assert found["swapped"] == 300 and found["mean_of_swapped"] > found["mean_of_others"] and found["auc"] >= LEAST_TOY_AUC, found

@@ -90,6 +90,14 @@ def test_embeddings_count_only_where_the_pictures_look_alike_too(tmp_path: Path)
         Dedup(Dedup.Params(semantic_bits=24)).check({})
 
 
+def test_limits_follow_a_narrower_search_and_texts_may_stay_apart(tmp_path: Path) -> None:
+    data = recipe({"search_cosine": 0.97}, {"join_texts": False}, rows=40)
+    data["stages"][1]["near_dup"]["search_distance"] = 3  # below the 6 bits of dedup, which takes what there is
+    found = fates(run(build_recipe(data), tmp_path / "run", RunOptions(executor="local", jobs=False)))
+    assert Counter(row["reason"] for row in found.values()) == {None: 24, "exact_dup": 8, "near_dup": 8}
+    assert all([entry["text"] for entry in row["texts"]] == [f"text {number}"] for number, row in found.items())
+
+
 def test_mistakes_are_named() -> None:
     stage = SemanticDup(SemanticDup.Params(embeddings="phash"))
     with pytest.raises(RecipeError, match="'phash' is no column of vectors"):
