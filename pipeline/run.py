@@ -23,6 +23,7 @@ from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
+from pipeline.stop import undisturbed
 from pipeline.storage import ObjectPath, place_of
 from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
 from schemas.record import RunRecord
@@ -80,10 +81,11 @@ def run(
     lock = RunLock(root)
     store = Store(root, lock.token)
     check_directory(store, chain)
-    take_lock(lock)
-    if lock.warning:
-        notify("warning", lock.warning)
     try:
+        with undisturbed():
+            take_lock(lock)
+        if lock.warning:
+            notify("warning", lock.warning)
         remove_temporaries(root)
         if Forgotten.of_run(root).open and not options.forgetting:
             raise Fatal(f"{root}: a removal of rows was interrupted here; end it first: pairmill forget {root}")
@@ -98,9 +100,10 @@ def run(
             try:
                 schedule.run(executor)
             except BudgetExceeded as error:
-                stop = _note_stop(store, error)
-                executor.close()
-                _end_stop(store, stop)
+                with undisturbed():
+                    stop = _note_stop(store, error)
+                    executor.close()
+                    _end_stop(store, stop)
                 raise
             executor.release_models()
             view = RunView(chain, store, parts)
@@ -109,9 +112,11 @@ def run(
                 raise Fatal("the counts do not add up; this is a fault of pairmill: " + "; ".join(problems))
             jobs = _run_jobs(recipe, executor, view, notify, options.forgetting) if options.jobs else {}
         finally:
-            executor.close()
+            with undisturbed():
+                executor.close()
     finally:
-        lock.release()
+        with undisturbed():
+            lock.release()
     return RunResult(view, schedule.tally, jobs, time.perf_counter() - started)
 
 

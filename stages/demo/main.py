@@ -103,7 +103,7 @@ class RawRun:
     def __init__(self, world: World, pairs: Path, root: Path, seed: int):
         self.out = root / "raw"
         self.log = root / "raw.log"
-        self.command = [sys.executable, "-m", "pipeline.cli", "run", "demo_raw", "--out", str(self.out), "--executor", "local", "--progress", "lines"]
+        self.command = [sys.executable, "-m", "pipeline", "run", "demo_raw", "--out", str(self.out), "--executor", "local", "--progress", "lines"]
         for setting in recipe_settings(world, pairs, seed):
             self.command += ["--set", setting]
         self.process: subprocess.Popen[bytes] | None = None

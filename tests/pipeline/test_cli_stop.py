@@ -47,7 +47,7 @@ SLOW_RAYLET = """
 import signal, sys
 import psutil
 from ray._private.node import Node
-from pipeline.ray_executor import end_ray, start_ray
+from pipeline.ray_session import end_ray, start_ray
 
 if __name__ == "__main__":
     start_ray(1, None)
