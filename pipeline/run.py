@@ -18,7 +18,7 @@ from pipeline.files import read_metadata, remove_temporaries
 from pipeline.forgotten import Forgotten
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
-from pipeline.preflight import check_address, check_devices, take_lock
+from pipeline.preflight import check_address, check_devices, take_lock, unwritable
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
@@ -136,6 +136,8 @@ def check_directory(store: Store, chain: Chain) -> None:
         record = store.read_run()
     except ValueError as error:
         raise RecipeError(f"{store.root}: {error}") from error
+    except OSError as error:
+        raise unwritable(store.root, error) from error
     if record is None:
         return
     if record.source_fingerprint != chain.nodes[0].compute_fingerprint:
@@ -248,6 +250,8 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
         record = store.read_run()
     except ValueError as error:
         raise RecipeError(f"{out}: {error}") from error
+    except NotADirectoryError:
+        raise RecipeError(f"{out}: no run here (this is no folder); start one with `pairmill run RECIPE --out FOLDER`") from None
     if record is None:
         missing = "run.json is missing" if isinstance(store.root, ObjectPath) or store.root.is_dir() else "there is no such folder"
         raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,12 +159,15 @@ def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
 
 def _from_open_clip(spec: str, name: str, weights: str | None, device: str, cache_dir: str | None) -> LoadedClip:
     import open_clip
+    from safetensors import SafetensorError
 
+    # The last four: what torch's unpickler and safetensors raise for a file that holds no weights.
+    wrong = (RuntimeError, OSError, ValueError, EOFError, LookupError, pickle.UnpicklingError, SafetensorError)
     try:
         model = open_clip.create_model(name, pretrained=weights, cache_dir=cache_dir, require_pretrained=True)
         model_cfg = open_clip.get_model_config(name)
-    except (RuntimeError, OSError, ValueError) as error:
-        told = str(error).rstrip(".")
+    except wrong as error:
+        told = f"{type(error).__name__}: {error}".rstrip(".")
         raise ModelLoadError(f"model {spec!r} could not be loaded or fetched: {told}. {_HELP}") from error
     return _loaded(spec, name, model, model_cfg, model.visual.preprocess_cfg, device)
 
