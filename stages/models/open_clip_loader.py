@@ -135,6 +135,7 @@ def compact_rows(state: dict[str, torch.Tensor], token_ids: list[int]) -> dict[s
 
 
 def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config_path = folder / "open_clip_config.json"
@@ -144,10 +145,11 @@ def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
     weights = folder / "open_clip_model.safetensors"
     if not weights.is_file():  # another layout (.bin, other names): open_clip knows where to look
         return _from_open_clip(spec, f"local-dir:{folder}", None, device, None)
-    state = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in expand_rows(load_file(weights)).items()
-    }
+    try:
+        read = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"model {spec!r}: {weights} cannot be read: {error}. {_HELP}") from error
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in expand_rows(read).items()}
     model = _build(config["model_cfg"])
     try:
         model.load_state_dict(state)
@@ -161,7 +163,7 @@ def _from_open_clip(spec: str, name: str, weights: str | None, device: str, cach
     import open_clip
     from safetensors import SafetensorError
 
-    # The last four: what torch's unpickler and safetensors raise for a file that holds no weights.
+    # EOFError and the rest: what torch's unpickler and safetensors raise for a file that holds no weights.
     wrong = (RuntimeError, OSError, ValueError, EOFError, LookupError, pickle.UnpicklingError, SafetensorError)
     try:
         model = open_clip.create_model(name, pretrained=weights, cache_dir=cache_dir, require_pretrained=True)

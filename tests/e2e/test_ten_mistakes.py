@@ -142,14 +142,6 @@ def test_full_disk(folder, full_disk):
     assert [path.name for path in full_disk.iterdir() if path.name not in ("ballast", "lock.turn")] == []
 
 
-def test_an_out_that_is_no_folder(folder):
-    in_a_file = pairmill(folder, "run", "rules.yaml", "--set", "input.table=pairs.csv", "--out", "pairs.csv")
-    assert_one_message(in_a_file, "--out pairs.csv: cannot be used: Not a directory", "name a folder that you may write to")
-    nowhere = pairmill(folder, "run", "rules.yaml", "--set", "input.table=pairs.csv", "--out", "/proc/none")
-    assert_one_message(nowhere, "--out /proc/none: cannot be used", "name a folder that you may write to")
-    assert_one_message(pairmill(folder, "status", "pairs.csv"), "pairs.csv: no run here (this is no folder)")
-
-
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_ray_address_down(folder, address):
     """Told at once; Ray itself would ask for minutes."""
