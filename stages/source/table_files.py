@@ -121,7 +121,8 @@ class TableFile:
     ) -> pa_csv.CSVStreamingReader:
         def keep(row: pa_csv.InvalidRow) -> str:
             place = self._line(row.number) if row.number else ""
-            malformed.append(Malformed(row.text, f"{place}{row.actual_columns} fields, expected {row.expected_columns}"))
+            fields = "1 field" if row.actual_columns == 1 else f"{row.actual_columns} fields"
+            malformed.append(Malformed(row.text, f"{place}{fields}, expected {row.expected_columns}"))
             if len(malformed) > MAX_MALFORMED:
                 return "error"
             return "skip"
