@@ -103,11 +103,18 @@ def _end_half_started(before: set[int]) -> None:
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             family += [child, *child.children(recursive=True)] if child.pid not in before else []
-    ray.shutdown()
+    _shut_down()
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(family, timeout=AGENTS_END_S)
+
+
+def _shut_down() -> None:
+    """ray.shutdown, which gives SIGTERM back to the system, behind Python's back: it would end this process with the lock in place."""
+    ray.shutdown()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def end_ray() -> None:
@@ -116,7 +123,7 @@ def end_ray() -> None:
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             family += child.children(recursive=True) if child.name() == "raylet" else []
-    ray.shutdown()
+    _shut_down()
     # Ray kills a raylet that is not gone within a second. Its agents then try for a minute to report that to a cluster which is gone too.
     _, left = psutil.wait_procs(family, timeout=AGENTS_END_S)
     for process in left:

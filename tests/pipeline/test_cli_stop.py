@@ -61,7 +61,11 @@ if __name__ == "__main__":
         kill(*args, **options)
 
     Node.kill_all_processes = stop_first
+    came = []
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     end_ray()
+    signal.raise_signal(signal.SIGTERM)  # whose handler ray.shutdown takes away
+    assert came == [signal.SIGTERM]
     _, alive = psutil.wait_procs(family, timeout=5)
     sys.exit(f"left: {alive}" if alive else 0)
 """
