@@ -21,7 +21,7 @@ from pipeline.executor import Crash, Done, default_workers
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
 from pipeline.ray_models import RayModel, needs_actor, start_actors
-from pipeline.ray_session import check_servers, end_ray, own_servers, start_ray
+from pipeline.ray_session import Servers, end_ray, start_ray
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
 from pipeline.run_view import RunView
@@ -132,7 +132,7 @@ class RayExecutor:
 
     def _prepare(self, retry: Retry) -> None:
         """Count the workers, start the models' actors, and hand over what all tasks need."""
-        self._servers = own_servers()
+        self._servers = Servers()
         self.workers = self._count_workers()
         actors: dict[str, list[str]] = {}
         for name, spec in self.chain.recipe.models.items():
@@ -167,7 +167,7 @@ class RayExecutor:
     def _first(self, references: list[Any]) -> list[Any]:
         """Those of `references` that are done, as soon as there is one. Raises Fatal where Ray itself is gone."""
         while not (ready := ray.wait(references, num_returns=1, timeout=LOOK_UP_S)[0]):
-            check_servers(self._servers)
+            self._servers.check()
         return ready
 
     def _collect(self, reference: Any, task: GroupTask) -> Done:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.ray_models import NAMESPACE
 from pipeline.stop import undisturbed
 
 AGENTS_END_S = 2.0  # that the processes of a Ray which was shut down take to be gone; the rest is killed
+HEAD_PATIENCE_S = 20.0  # a head may come back; Ray gives up after 60 s
 OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
 
 
@@ -51,25 +54,51 @@ def start_ray(workers: int, address: str | None) -> None:
         raise Fatal(f"Ray could not be started on this machine: {error}{busy}, or with --executor local") from error
 
 
-def own_servers() -> list[psutil.Process]:
-    """The processes without which a Ray that was started here is none; empty where it was joined at an address."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            found += [child] if child.name() in ("raylet", "gcs_server") else []
-    return found
+class Servers:
+    """What Ray cannot live without: raylet and GCS where this process started them, else the head of the cluster, by its port.
+
+    Ray itself would wait for a minute and then end this process, without a word of ours and with the lock in place.
+    """
+
+    def __init__(self) -> None:
+        self.own = [child for child in psutil.Process().children() if _name_of(child) in ("raylet", "gcs_server")]
+        address = "" if self.own else str(ray.get_runtime_context().gcs_address)
+        self.head = address if address and _answers(address) else ""  # through ray:// it may not be reached from here
+        self.heard = time.monotonic()
+
+    def check(self) -> None:
+        """Raises Fatal where one of them is gone."""
+        for server in self.own:
+            with suppress(psutil.NoSuchProcess):
+                if server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            raise Fatal(
+                f"a process of the Ray that runs the tasks is gone (process {server.pid}: killed, perhaps for want of memory); no row was failed for it. "
+                "Run the same command again, with fewer --workers if memory was short"
+            )
+        if not self.head or _answers(self.head):
+            self.heard = time.monotonic()
+        elif time.monotonic() - self.heard > HEAD_PATIENCE_S:
+            raise Fatal(
+                f"the head of the Ray cluster at {self.head} has not answered for {HEAD_PATIENCE_S:.0f} s; no row was failed for it. Start a cluster "
+                "(`ray start --head`), then run the same command again: it goes on with what is committed"
+            )
 
 
-def check_servers(servers: list[psutil.Process]) -> None:
-    """Raises Fatal where one of `own_servers` is gone. Ray itself would wait for a minute and then end this process without a word of ours."""
-    for server in servers:
-        with suppress(psutil.NoSuchProcess):
-            if server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
-                continue
-        raise Fatal(
-            f"a process of the Ray that runs the tasks is gone (process {server.pid}: killed, perhaps for want of memory); no row was failed for it. "
-            "Run the same command again, with fewer --workers if memory was short"
-        )
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), 2.0).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _worker_variables() -> dict[str, str]:

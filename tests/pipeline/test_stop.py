@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -120,9 +122,26 @@ def test_rays_own_handler_of_sigterm_gives_way():
 def test_a_ray_of_which_a_process_is_gone_is_told():
     session = pytest.importorskip("pipeline.ray_session")
     with subprocess.Popen(["sleep", "60"]) as server:
-        servers = [psutil.Process(server.pid)]
-        session.check_servers(servers)
+        servers = watched(session, [psutil.Process(server.pid)], "")
+        servers.check()
         server.kill()
         with pytest.raises(Fatal, match="Run the same command again"):
-            while server.returncode is None:  # a zombie, until it is waited for
-                session.check_servers(servers)
+            until(lambda: servers.check(), 10)  # a zombie, until it is waited for
+
+
+def test_a_head_that_does_not_answer_for_long_is_told(monkeypatch):
+    session = pytest.importorskip("pipeline.ray_session")
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        servers = watched(session, [], f"127.0.0.1:{head.getsockname()[1]}")
+        servers.check()
+    servers.check()  # it may come back
+    monkeypatch.setattr(session, "HEAD_PATIENCE_S", 0.2)
+    with pytest.raises(Fatal, match="head of the Ray cluster at 127.0.0.1:[0-9]+ has not answered"):
+        until(lambda: servers.check(), 10)
+
+
+def watched(session, own, head):
+    """As they stand in a run that has begun."""
+    servers = session.Servers.__new__(session.Servers)
+    servers.own, servers.head, servers.heard = own, head, time.monotonic()
+    return servers
