@@ -30,7 +30,7 @@ from pipeline.storage import Place
 from pipeline.store import Store
 
 RECOUNT_S = 10.0
-LOOK_UP_S = 1.0  # how often it is made sure that Ray itself lives, while no task ends
+LOOK_UP_S = 1.0  # how often it is made sure that Ray itself lives
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class RayExecutor:
 
     def _prepare(self, retry: Retry) -> None:
         """Count the workers, start the models' actors, and hand over what all tasks need."""
-        self._servers = Servers()
+        self._servers, self._looked = Servers(), time.monotonic()
         self.workers = self._count_workers()
         actors: dict[str, list[str]] = {}
         for name, spec in self.chain.recipe.models.items():
@@ -166,9 +166,13 @@ class RayExecutor:
 
     def _first(self, references: list[Any]) -> list[Any]:
         """Those of `references` that are done, as soon as there is one. Raises Fatal where Ray itself is gone."""
-        while not (ready := ray.wait(references, num_returns=1, timeout=LOOK_UP_S)[0]):
-            self._servers.check()
-        return ready
+        while True:
+            ready = ray.wait(references, num_returns=1, timeout=LOOK_UP_S)[0]
+            if time.monotonic() - self._looked > LOOK_UP_S:
+                self._servers.check()
+                self._looked = time.monotonic()
+            if ready:
+                return ready
 
     def _collect(self, reference: Any, task: GroupTask) -> Done:
         try:

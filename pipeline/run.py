@@ -111,6 +111,8 @@ def run(
             if problems:
                 raise Fatal("the counts do not add up; this is a fault of pairmill: " + "; ".join(problems))
             jobs = _run_jobs(recipe, executor, view, notify, options.forgetting) if options.jobs else {}
+            with undisturbed():
+                lock.release()  # before Ray ends: for a second it leaves SIGTERM to the system, which would end this process with the lock in place
         finally:
             with undisturbed():
                 executor.close()
