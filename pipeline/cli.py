@@ -155,6 +155,7 @@ def plan(
                 keep_probe(built, out, found)
         result = made
     if result is None:
+        say("\nstopped")
         return EXIT_INTERRUPTED
     if json:
         print_json(result.to_dict())
@@ -349,7 +350,7 @@ app.command(short_help="Check this machine: network, disk, packages, models.")(c
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line; ends by SystemExit."""
     app(prog_name="pairmill")
 
 

@@ -51,7 +51,8 @@ def answers(command: Callable[..., int | None]) -> Callable[..., None]:
             _say_what_follows(error, kwargs.get("out"))
         except Fatal as error:
             code = _failed(error, EXIT_FAILED, kwargs)
-        except KeyboardInterrupt:  # a command that only reads; `run` and `demo` stop in their own way
+        except KeyboardInterrupt:  # a command that only reads, or that has not begun; `run` and `demo` stop in their own way
+            say("\nstopped")
             code = EXIT_INTERRUPTED
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             sys.stderr.close()

@@ -39,8 +39,15 @@ def cut_input(env: Environment, on_rows: Callable[[int], None] = lambda rows: No
         total += rows
         on_rows(total)
     if not counts:
-        raise RecipeError("the input has no rows (or --limit and --sample left none)")
+        raise no_rows(env.chain)
     return counts
+
+
+def no_rows(chain: Chain) -> RecipeError:
+    """What is told of an input without rows."""
+    given = chain.recipe.resolved["input"]
+    named = next((f"{key} {given[key]}" for key in ("table", "tars", "folder") if given.get(key)), f"the source {given.get('kind')}")
+    return RecipeError(f"input: {named} has no rows (or --limit and --sample left none)")
 
 
 def commit_part(env: Environment, part: int, table: pa.Table) -> None:

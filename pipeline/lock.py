@@ -156,9 +156,11 @@ class RunLock:
                 continue
 
     def release(self) -> None:
+        """Give the lock back; nothing where it was never taken."""
+        if self._thread is None:
+            return
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         with self.lease.turn():
             if self._held():
                 self.lease.remove()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.chain import Chain, InputFacts, Node, Ref
-from pipeline.cut import input_parts
+from pipeline.cut import input_parts, no_rows
 from pipeline.earlier import notes as earlier_barriers
 from pipeline.errors import RecipeError
 from pipeline.forecast import Forecast, Masks, NodeForecast, PlanView, scratch_store
@@ -142,7 +142,7 @@ def _new_views(chain: Chain, store: Store, scratch: Store, on_rows: Callable[[in
         total += view.rows
         on_rows(total)
     if not views:
-        raise RecipeError("the input has no rows (or --limit and --sample left none)")
+        raise no_rows(chain)
     return views
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import DiskFull, RecipeError
 from pipeline.lock import RunLock
+from pipeline.storage import Place
 
 ANSWER_S = 5.0
 TORCH_S = 60.0
@@ -72,8 +73,17 @@ def _gpus() -> int | None:
 
 
 def take_lock(lock: RunLock) -> None:
-    """Take the run directory. A disk that is full before the run has begun is a wrong --out (RecipeError); one that fills on the way is Fatal."""
+    """Take the run directory. A disk that is full before the run has begun is a wrong --out (RecipeError), and so is a folder that cannot be
+    written; a disk that fills on the way is Fatal."""
     try:
         lock.acquire()
     except DiskFull as error:
         raise RecipeError(f"--out: {error}; or name a folder on another disk") from error
+    except OSError as error:
+        raise unwritable(lock.root, error) from error
+
+
+def unwritable(root: Place, error: OSError) -> RecipeError:
+    """What is told of an --out in which no run can be kept."""
+    at = f" ({error.filename})" if error.filename and str(error.filename) != str(root) else ""
+    return RecipeError(f"--out {root}: cannot be used: {error.strerror or error}{at}; name a folder that you may write to")

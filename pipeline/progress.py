@@ -18,6 +18,7 @@ from rich.text import Text
 from pipeline.console import SafeConsole, duration, number, plain
 from pipeline.part import StepResult
 from pipeline.safe_text import one_line, safe
+from pipeline.stop import undisturbed
 from pipeline.store import VERDICTS
 from schemas.record import PartRecord
 
@@ -98,11 +99,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._live is not None:
-            self._live.stop()
+        with undisturbed():
+            self._stop.set()
+            if self._thread is not None:
+                self._thread.join()
+            if self._live is not None:
+                self._live.stop()
 
     def __call__(self, kind: str, what: Any) -> None:
         handler = getattr(self, f"_on_{kind}", None)

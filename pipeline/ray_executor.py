@@ -1,19 +1,15 @@
-"""Tasks on Ray: plain tasks for group work; the models' actors are in `ray_models`, and no other module imports Ray."""
+"""Tasks on Ray: plain tasks for group work; the models' actors are in `ray_models`, start and end in `ray_session`; no other module imports Ray."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import NodeDiedError, RayActorError, RayError, WorkerCrashedError
 
@@ -24,17 +20,17 @@ from pipeline.errors import BudgetExceeded, Fatal, RecipeError, as_fatal
 from pipeline.executor import Crash, Done, default_workers
 from pipeline.files import TEMPORARY
 from pipeline.groups import Group, GroupTask, make_groups, run_group
-from pipeline.preflight import unreachable
-from pipeline.ray_models import NAMESPACE, RayModel, needs_actor, start_actors
+from pipeline.ray_models import RayModel, needs_actor, start_actors
+from pipeline.ray_session import Servers, end_ray, start_ray
 from pipeline.recipe import build_recipe
 from pipeline.retry import Retry
 from pipeline.run_view import RunView
+from pipeline.stop import undisturbed
 from pipeline.storage import Place
 from pipeline.store import Store
 
 RECOUNT_S = 10.0
-AGENTS_END_S = 2.0  # that the processes of a Ray which was shut down take to be gone; the rest is killed
-OBJECT_STORE_BYTES = 256 << 20  # results are footers; images never pass through the object store of a local run
+LOOK_UP_S = 1.0  # how often it is made sure that Ray itself lives
 
 
 @dataclass(frozen=True)
@@ -123,19 +119,29 @@ class RayExecutor:
         self.chain = chain
         self.store = store
         self.parts: list[int] = []
-        start_ray(workers or default_workers(), address)
         self.wanted = workers
-        self.workers = self._count_workers()
         self._actors: list[Any] = []
-        actors: dict[str, list[str]] = {}
-        for name, spec in chain.recipe.models.items():
-            if needs_actor(spec):
-                actors[name], made = start_actors(name, spec, store.token)
-                self._actors += made
-        recipe, plugins = chain.recipe.resolved, registry.imported_files
-        self.spec = WorkerSpec(store.token, str(store.root.resolve()), recipe, chain.facts, plugins, retry, self.workers, live_nodes(), actors)
-        self.spec_ref = ray.put(self.spec)
         self._running: dict[Any, GroupTask] = {}
+        start_ray(workers or default_workers(), address)
+        try:
+            self._prepare(retry)
+        except BaseException:
+            with undisturbed():
+                self.close()
+            raise
+
+    def _prepare(self, retry: Retry) -> None:
+        """Count the workers, start the models' actors, and hand over what all tasks need."""
+        self._servers, self._looked = Servers(), time.monotonic()
+        self.workers = self._count_workers()
+        actors: dict[str, list[str]] = {}
+        for name, spec in self.chain.recipe.models.items():
+            if needs_actor(spec):
+                actors[name], made = start_actors(name, spec, self.store.token)
+                self._actors += made
+        recipe, plugins, root = self.chain.recipe.resolved, registry.imported_files, str(self.store.root.resolve())
+        self.spec = WorkerSpec(self.store.token, root, recipe, self.chain.facts, plugins, retry, self.workers, live_nodes(), actors)
+        self.spec_ref = ray.put(self.spec)
 
     def _count_workers(self) -> int:
         """Tasks that run at a time: one per processor of the cluster, no more than asked for."""
@@ -154,9 +160,19 @@ class RayExecutor:
         self._running[_work.remote(self.spec_ref, task)] = task
 
     def wait(self) -> list[Done]:
-        ready, _ = ray.wait(list(self._running), num_returns=1)
+        ready = self._first(list(self._running))
         more, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         return [self._collect(reference, self._running.pop(reference)) for reference in {*ready, *more}]
+
+    def _first(self, references: list[Any]) -> list[Any]:
+        """Those of `references` that are done, as soon as there is one. Raises Fatal where Ray itself is gone."""
+        while True:
+            ready = ray.wait(references, num_returns=1, timeout=LOOK_UP_S)[0]
+            if time.monotonic() - self._looked > LOOK_UP_S:
+                self._servers.check()
+                self._looked = time.monotonic()
+            if ready:
+                return ready
 
     def _collect(self, reference: Any, task: GroupTask) -> Done:
         try:
@@ -182,6 +198,7 @@ class RayExecutor:
         later = tasks[self.capacity :]
         while waiting:
             try:
+                self._first(waiting[:1])
                 yield ray.get(waiting.pop(0))
             except RayError as error:
                 cause = getattr(error, "cause", None) or error
@@ -209,63 +226,3 @@ class RayExecutor:
 def live_nodes() -> int:
     """Machines of the cluster that can run tasks."""
     return max(1, sum(bool(node["Alive"]) and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
-
-
-def start_ray(workers: int, address: str | None) -> None:
-    """Connect to the cluster at `address`, or start Ray on this machine with `workers` CPUs. Raises RecipeError, Fatal."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # variables of a job reach this process too: what is set below has them in it
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
-    variables = _worker_variables()
-    try:
-        if address:
-            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
-        else:
-            # By inheritance, not by a runtime environment: for that Ray would throw away the workers that it starts at once, and start others.
-            with _environment_of(variables):
-                ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-    except BaseException as error:  # Ray raises all kinds, a bare Exception among them
-        if not isinstance(error, Exception):
-            raise
-        if address:
-            raise RecipeError(unreachable(address, error)) from error
-        busy = "; it gives itself 30 s, too few for a machine that does much else: run again" if "timed out" in str(error) else "; check `ray status`"
-        raise Fatal(f"Ray could not be started on this machine: {error}{busy}, or with --executor local") from error
-
-
-def _worker_variables() -> dict[str, str]:
-    """Workers find the packages where the driver found them, also when pairmill runs from a source tree; stages set their threads themselves."""
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-
-
-def end_ray() -> None:
-    """Disconnect; a Ray that was started by this process is gone afterwards, with all its processes."""
-    family: list[psutil.Process] = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            family += child.children(recursive=True) if child.name() == "raylet" else []
-    ray.shutdown()
-    # Ray kills a raylet that is not gone within a second. Its agents then try for a minute to report that to a cluster which is gone too.
-    _, left = psutil.wait_procs(family, timeout=AGENTS_END_S)
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-@contextmanager
-def _environment_of(variables: dict[str, str]) -> Iterator[None]:
-    """Processes started within the block have these variables."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

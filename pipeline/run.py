@@ -18,12 +18,13 @@ from pipeline.files import read_metadata, remove_temporaries
 from pipeline.forgotten import Forgotten
 from pipeline.groups import Group, make_groups
 from pipeline.lock import RunLock
-from pipeline.preflight import check_address, check_devices, take_lock
+from pipeline.preflight import check_address, check_devices, take_lock, unwritable
 from pipeline.reading import reading
 from pipeline.recipe import Recipe, build_recipe
 from pipeline.retry import Retry, failures_of_outages
 from pipeline.run_view import RunView
 from pipeline.schedule import Schedule, Tally
+from pipeline.stop import undisturbed
 from pipeline.storage import ObjectPath, place_of
 from pipeline.store import BOOKKEEPING, VALUES, VERDICTS, Store
 from schemas.record import RunRecord
@@ -81,10 +82,11 @@ def run(
     lock = RunLock(root)
     store = Store(root, lock.token)
     check_directory(store, chain)
-    take_lock(lock)
-    if lock.warning:
-        notify("warning", lock.warning)
     try:
+        with undisturbed():
+            take_lock(lock)
+        if lock.warning:
+            notify("warning", lock.warning)
         remove_temporaries(root)
         if Forgotten.of_run(root).open and not options.forgetting:
             raise Fatal(f"{root}: a removal of rows was interrupted here; end it first: pairmill forget {root}")
@@ -99,9 +101,10 @@ def run(
             try:
                 schedule.run(executor)
             except BudgetExceeded as error:
-                stop = _note_stop(store, error)
-                executor.close()
-                _end_stop(store, stop)
+                with undisturbed():
+                    stop = _note_stop(store, error)
+                    executor.close()
+                    _end_stop(store, stop)
                 raise
             executor.release_models()
             view = RunView(chain, store, parts)
@@ -109,10 +112,14 @@ def run(
             if problems:
                 raise Fatal("the counts do not add up; this is a fault of pairmill: " + "; ".join(problems))
             jobs = _run_jobs(recipe, executor, view, notify, options.forgetting) if options.jobs else {}
+            with undisturbed():
+                lock.release()  # before Ray ends: for a second it leaves SIGTERM to the system, which would end this process with the lock in place
         finally:
-            executor.close()
+            with undisturbed():
+                executor.close()
     finally:
-        lock.release()
+        with undisturbed():
+            lock.release()
     return RunResult(view, schedule.tally, jobs, time.perf_counter() - started)
 
 
@@ -132,6 +139,8 @@ def check_directory(store: Store, chain: Chain) -> None:
         record = store.read_run()
     except ValueError as error:
         raise RecipeError(f"{store.root}: {error}") from error
+    except OSError as error:
+        raise unwritable(store.root, error) from error
     if record is None:
         return
     if record.source_fingerprint != chain.nodes[0].compute_fingerprint:
@@ -246,6 +255,8 @@ def open_run(out: str | Path, recipe: Recipe | None = None) -> RunView:
         record = store.read_run()
     except ValueError as error:
         raise RecipeError(f"{out}: {error}") from error
+    except NotADirectoryError:
+        raise RecipeError(f"{out}: no run here (this is no folder); start one with `pairmill run RECIPE --out FOLDER`") from None
     if record is None:
         missing = "run.json is missing" if isinstance(store.root, ObjectPath) or store.root.is_dir() else "there is no such folder"
         raise RecipeError(f"{out}: no run here ({missing}); start one with `pairmill run RECIPE --out {out}`")

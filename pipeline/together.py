@@ -115,6 +115,7 @@ class Together:
         finally:
             for lane in self.lanes:
                 lane.runner.close_cache()
+        self._share_model_seconds()
         return [self._commit(lane) for lane in self.lanes]
 
     def _enter(self, passing: Passing) -> Passing:
@@ -181,7 +182,6 @@ class Together:
             computed = join(node, lane.done)
             context = lane.runner.context
             result.computed, result.calls, result.tokens = len(rows), lane.runner.calls, lane.runner.tokens
-            result.model_seconds = self._model_seconds(lane)
             result.outcomes = lane.breaker.outcomes()
             columns = merge_values(node, view, lane.valid, lane.digests, rows, computed, {})
             marks = footer_marks(record, frozenset(), lane.breaker.marks(view.rows))
@@ -192,8 +192,10 @@ class Together:
         result.seconds += time.perf_counter() - started
         return result
 
-    def _model_seconds(self, lane: Lane) -> float:
-        """The model's busy seconds, shared among the stages by their requests."""
-        total = sum(one.runner.calls for one in self.lanes)
-        model = lane.runner.context.model
-        return (model.seconds() - self.began) * lane.runner.calls / total if model is not None and total else 0.0
+    def _share_model_seconds(self) -> None:
+        """The model's busy seconds, shared among the stages that asked it as the part's own seconds are: a long answer takes more of both."""
+        model = self.lanes[0].runner.context.model
+        asked = [lane for lane in self.lanes if lane.runner.calls]
+        whole = sum(lane.result.seconds for lane in asked)
+        for lane in asked:
+            lane.result.model_seconds = (model.seconds() - self.began) * lane.result.seconds / whole if model is not None and whole else 0.0

@@ -69,7 +69,7 @@ class MllmScore(ChatStage):
 
     def check(self, available: Mapping[str, ColumnType]) -> None:
         """Raises RecipeError where a threshold is set on an aspect that is not scored."""
-        for aspect in self._thresholds():
+        for aspect in self.lowest():
             if aspect not in self.params.aspects:
                 raise RecipeError(f"stages.{self.instance}.thresholds: {aspect!r} is not scored{nearest(aspect, self.params.aspects)}; add it to `aspects`")
 
@@ -104,7 +104,7 @@ class MllmScore(ChatStage):
 
     def decide(self, row: Row, resolved: Mapping[str, Any]) -> Drop | None:
         """low_mllm with the first aspect below its threshold, or without a text."""
-        for aspect, lowest in self._thresholds().items():
+        for aspect, lowest in self.lowest().items():
             score = row[aspect]
             if score is None:
                 return Drop(Reason.LOW_MLLM, f"{aspect}: no text")
@@ -115,11 +115,12 @@ class MllmScore(ChatStage):
 
     def decide_columns(self, columns: Mapping[str, pa.Array]) -> pa.Array:
         low = np.zeros(len(columns[self.params.aspects[0]]), bool)
-        for aspect, lowest in self._thresholds().items():
+        for aspect, lowest in self.lowest().items():
             low |= is_null(columns[aspect]) | rounded_below(as_stored(columns[aspect]), 2, lowest)
         return reason_column(len(low), [(low, Reason.LOW_MLLM)])
 
-    def _thresholds(self) -> Mapping[str, float]:
+    def lowest(self) -> Mapping[str, float]:
+        """Aspect -> score below which a row is dropped."""
         given = self.params.thresholds
         return THRESHOLDS[given] if isinstance(given, str) else {str(aspect): number for aspect, number in given.items()}
 

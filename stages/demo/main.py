@@ -103,7 +103,7 @@ class RawRun:
     def __init__(self, world: World, pairs: Path, root: Path, seed: int):
         self.out = root / "raw"
         self.log = root / "raw.log"
-        self.command = [sys.executable, "-m", "pipeline.cli", "run", "demo_raw", "--out", str(self.out), "--executor", "local", "--progress", "lines"]
+        self.command = [sys.executable, "-m", "pipeline", "run", "demo_raw", "--out", str(self.out), "--executor", "local", "--progress", "lines"]
         for setting in recipe_settings(world, pairs, seed):
             self.command += ["--set", setting]
         self.process: subprocess.Popen[bytes] | None = None
@@ -149,7 +149,7 @@ def report(curated: RunResult, raw: dict[str, dict[str, Any]], world: World, roo
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place < 1 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if place < 1 else "right", no_wrap=place > 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
@@ -185,7 +185,7 @@ def _mllm_tables(result: RunResult, world: World) -> list[Table]:
     tables, found = [], score_filter(result.view, world.truth)
     if found:
         precision, recall = (f"{found.right / whole:.3f}" if whole else "-" for whole in (found.taken, found.wrong))
-        columns = ["what reached it", "rows", "text of another image", "taken", "precision", "recall", "AUC"]
+        columns = ["what reached it", "rows", "swapped texts", "taken", "precision", "recall", "AUC"]
         rows = [["image_text_matching", f"{found.scored:,}", str(found.wrong), str(found.taken), precision, recall, f"{found.auc:.3f}"]]
         tables.append(_table("The MLLM's filter against the planted truth", columns, rows))
     rows = [[c.stage, f"{c.captions:,}", f"{c.tokens:.0f}", f"{c.precision:.3f}", f"{c.recall:.3f}"] for c in score_captions(result.view, world.truth)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def compact_rows(state: dict[str, torch.Tensor], token_ids: list[int]) -> dict[s
 
 
 def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config_path = folder / "open_clip_config.json"
@@ -143,10 +145,11 @@ def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
     weights = folder / "open_clip_model.safetensors"
     if not weights.is_file():  # another layout (.bin, other names): open_clip knows where to look
         return _from_open_clip(spec, f"local-dir:{folder}", None, device, None)
-    state = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in expand_rows(load_file(weights)).items()
-    }
+    try:
+        read = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"model {spec!r}: {weights} cannot be read: {error}. {_HELP}") from error
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in expand_rows(read).items()}
     model = _build(config["model_cfg"])
     try:
         model.load_state_dict(state)
@@ -158,12 +161,15 @@ def _from_folder(folder: Path, spec: str, device: str) -> LoadedClip:
 
 def _from_open_clip(spec: str, name: str, weights: str | None, device: str, cache_dir: str | None) -> LoadedClip:
     import open_clip
+    from safetensors import SafetensorError
 
+    # EOFError and the rest: what torch's unpickler and safetensors raise for a file that holds no weights.
+    wrong = (RuntimeError, OSError, ValueError, EOFError, LookupError, pickle.UnpicklingError, SafetensorError)
     try:
         model = open_clip.create_model(name, pretrained=weights, cache_dir=cache_dir, require_pretrained=True)
         model_cfg = open_clip.get_model_config(name)
-    except (RuntimeError, OSError, ValueError) as error:
-        told = str(error).rstrip(".")
+    except wrong as error:
+        told = f"{type(error).__name__}: {error}".rstrip(".")
         raise ModelLoadError(f"model {spec!r} could not be loaded or fetched: {told}. {_HELP}") from error
     return _loaded(spec, name, model, model_cfg, model.visual.preprocess_cfg, device)
 

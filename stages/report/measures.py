@@ -13,6 +13,8 @@ from pipeline.stage import Stage, Vector, params_affecting
 from schemas.columns import CORE_BY_NAME, LOCATION_COLUMNS
 from schemas.outcome import Reason
 from stages.expression_parser import Node as Expr
+from stages.mllm_score import MllmScore
+from stages.report.words import MEANINGS
 from stages.select import Select
 
 _NO_QUANTITY = frozenset({*LOCATION_COLUMNS, "http_status", "cluster"})  # numbers that measure nothing
@@ -65,7 +67,8 @@ def find_measures(chain: Chain, most: int) -> list[Measure]:
         stage = chain.nodes[ref.node].name
         label = ref.column if names.count(ref.column) == 1 else f"{stage}.{ref.column}"
         core = CORE_BY_NAME.get(ref.column)
-        meaning = "carried from the input" if not ref.node else core.meaning if core is not None else ""
+        own = MEANINGS.get((str(getattr(chain.nodes[ref.node].stage, "name", "")), ref.column), "")
+        meaning = "carried from the input" if not ref.node else core.meaning if core is not None else own
         found.append(Measure(label, ref, stage, pa.types.is_floating(kind) and ref.node > 0, meaning))
     return sorted(found, key=lambda measure: not measure.is_score)[:most]
 
@@ -78,6 +81,8 @@ def find_thresholds(chain: Chain, measures: list[Measure]) -> list[Threshold]:
     for node in chain.nodes[1:]:
         assert node.stage is not None
         named = [(parameter, side, ref, value) for parameter, side, ref, value in _parameters(node, node.stage)]
+        if isinstance(node.stage, MllmScore):
+            named += [(f"thresholds.{aspect}", "min", Ref(node.index, aspect), lowest) for aspect, lowest in node.stage.lowest().items()]
         if isinstance(node.stage, Select) and node.stage.expression is not None:
             named += [("where", side, node.reads_decide.get(column), value) for column, side, value in _limits(node.stage.expression.root)]
         fields = type(node.stage.params).model_fields

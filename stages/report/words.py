@@ -108,6 +108,17 @@ STAGES: dict[str, str] = {
 }
 
 
+# Columns of numbers that several stages of one recipe may write, so that they are no core columns: (stage, column) -> meaning.
+MEANINGS: dict[tuple[str, str], str] = {
+    ("caption_check", "repeated"): "share of the caption's word 4-grams that stood in it before, 0 to 1",
+    ("caption_check", "s_xt"): "cosine of image and alt-text",
+    ("caption_check", "s_xc"): "cosine of image and caption",
+    ("caption_check", "s_tc"): "cosine of alt-text and caption",
+    ("caption_check", "confirmed"): "share of the caption's claims that were confirmed, 0 to 1",
+    ("caption_check", "trust"): "how far the caption can be trusted, 0 to 1: its form, and how well it fits the image",
+}
+
+
 def about(plugin: Any) -> str:
     """What a source, stage or job does, in a sentence: from above, else the first one of its own description."""
     text = " ".join((type(plugin).__doc__ or "").replace("`", "").split())

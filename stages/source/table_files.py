@@ -30,6 +30,7 @@ FORMATS: Final = {
 COMPRESSIONS: Final = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 # Names that the machine gives a meaning to beside the core columns.
 RESERVED: Final = frozenset({"part", "row", "image", "failure", "failure_detail", "stage", "status", "reason", "detail", "key"})
+BARE_LIST: Final = "--set input.format=csv --set 'input.column_names=[url]' --set input.text=null"
 TYPES: Final = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
@@ -64,7 +65,9 @@ class TableFile:
             if self.format == "jsonl":
                 return self._json_schema()
             with self._opened() as file:
-                return self._csv_reader(file, {}, []).schema
+                schema = self._csv_reader(file, {}, []).schema
+            _ = schema.names  # decoded here, where an error names the file
+            return schema
 
     def batches(
         self, columns: list[str], types: Mapping[str, pa.DataType]
@@ -82,6 +85,10 @@ class TableFile:
         """Digest of the first and last 64 KB: a Parquet file's footer lies there, with row counts and statistics."""
         with self._named_errors():
             return edges_digest(self.path, self.size)
+
+    def _line(self, number: int) -> str:
+        """Which line (from 1, the header among them). The file's name without its folder: rejected rows depend on no place."""
+        return f"{self.path.rsplit('/', 1)[-1]} line {number}: "
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -113,7 +120,9 @@ class TableFile:
         self, file: Any, types: Mapping[str, pa.DataType], malformed: list[Malformed]
     ) -> pa_csv.CSVStreamingReader:
         def keep(row: pa_csv.InvalidRow) -> str:
-            malformed.append(Malformed(row.text, f"{row.actual_columns} fields, expected {row.expected_columns}"))
+            place = self._line(row.number) if row.number else ""
+            fields = "1 field" if row.actual_columns == 1 else f"{row.actual_columns} fields"
+            malformed.append(Malformed(row.text, f"{place}{fields}, expected {row.expected_columns}"))
             if len(malformed) > MAX_MALFORMED:
                 return "error"
             return "skip"
@@ -162,12 +171,19 @@ class TableFile:
 
     def _json_lines(self) -> Iterator[dict[str, Any] | Malformed]:
         with self._opened() as file:
-            buffered = b""
+            buffered, number = b"", 0
             while block := file.read(1 << 20):
                 *lines, buffered = (buffered + block).split(b"\n")
-                yield from map(_parse_line, filter(None, map(bytes.strip, lines)))
+                for line in lines:
+                    number += 1
+                    if line.strip():
+                        yield self._parsed(line.strip(), number)
             if buffered.strip():
-                yield _parse_line(buffered.strip())
+                yield self._parsed(buffered.strip(), number + 1)
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any] | Malformed:
+        row = _parse_line(line)
+        return row if isinstance(row, dict) else Malformed(row.line, self._line(number) + row.problem)
 
     def _json_batches(
         self, columns: list[str], types: Mapping[str, pa.DataType]
@@ -210,6 +226,8 @@ class TableFile:
 
 def _advice(error: BaseException, format_name: str) -> str:
     text = str(error)
+    if isinstance(error, UnicodeError):
+        return "; the names of its columns must be UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 OLD > NEW` (or -f LATIN1)"
     if "conversion error" in text:
         return "; the type was guessed from the first block: say what it is with input.column_types, for example {price: string}"
     if format_name in ("csv", "tsv") and ("column" in text or "straddling" in text):
@@ -295,9 +313,10 @@ def find_files(patterns: list[str], format_name: str | None, options: Mapping[st
             kind, compression = split_name(path)
             if not (format_name or kind):
                 known = ", ".join(sorted(FORMATS))
-                arrow = "; Arrow tables are read by input.kind=image_table, where they hold the images" if path.endswith((".arrow", ".feather")) else ""
+                more = "; Arrow tables are read by input.kind=image_table, where they hold the images" if path.endswith((".arrow", ".feather")) else ""
+                more = f"; for a list of URLs without texts add {BARE_LIST}" if path.endswith((".txt", ".lst", ".list")) else more
                 raise RecipeError(
-                    f"input.table: {path}: the extension tells no format ({known}, compressed or not); say it with input.format{arrow}"
+                    f"input.table: {path}: the extension tells no format ({known}, compressed or not); say it with input.format{more}"
                 )
             files.append(TableFile(path, format_name or kind, compression, size, options))
     return files

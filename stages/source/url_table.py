@@ -19,7 +19,7 @@ from schemas.outcome import FailureCode, cap_detail
 from schemas.sample import SOURCE_COLUMNS, cap_text, sample_id
 from stages.images.table_cells import image_columns
 from stages.source.column_types import merged_type, plain_type
-from stages.source.table_files import Malformed, TableFile, carried_names, find_files
+from stages.source.table_files import BARE_LIST, Malformed, TableFile, carried_names, find_files
 
 
 class Params(machine.Params):
@@ -124,6 +124,11 @@ class UrlTable(Source):
         asked = {"url": self.params.url, "text": self.params.text}
         required = [(f"input.{option}", name) for option, name in asked.items() if name]
         for option, name in [*required, *(("input.columns_to_carry", name) for name in carried or ())]:
+            if name not in names and any("://" in shown for shown in names):
+                raise RecipeError(
+                    f"{option}: {file.path} has no header: its first line is {some(names)}; name its columns, for example with "
+                    f"--set 'input.column_names=[url, alt_text]' (a list of URLs alone: {BARE_LIST})"
+                )
             if name not in names:
                 raise RecipeError(
                     f"{option}: {file.path} has no column {name!r}{nearest(name, names)}; it has {some(names)}: name one with --set {option}=COLUMN"

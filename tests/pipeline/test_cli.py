@@ -182,7 +182,7 @@ def test_wrong_column(tmp_path):
 
 def test_empty_input(tmp_path):
     (tmp_path / "pairs.csv").write_text("url,caption\n")
-    assert_wrong(table_run(tmp_path, tmp_path / "pairs.csv"), "the input has no rows")
+    assert_wrong(table_run(tmp_path, tmp_path / "pairs.csv"), "input: table", "pairs.csv has no rows")
 
 
 def test_column_that_no_stage_writes(recipe, tmp_path):

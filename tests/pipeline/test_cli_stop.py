@@ -47,7 +47,7 @@ SLOW_RAYLET = """
 import signal, sys
 import psutil
 from ray._private.node import Node
-from pipeline.ray_executor import end_ray, start_ray
+from pipeline.ray_session import end_ray, start_ray
 
 if __name__ == "__main__":
     start_ray(1, None)
@@ -61,7 +61,11 @@ if __name__ == "__main__":
         kill(*args, **options)
 
     Node.kill_all_processes = stop_first
+    came = []
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     end_ray()
+    signal.raise_signal(signal.SIGTERM)  # whose handler ray.shutdown takes away
+    assert came == [signal.SIGTERM]
     _, alive = psutil.wait_procs(family, timeout=5)
     sys.exit(f"left: {alive}" if alive else 0)
 """
@@ -82,15 +86,17 @@ def command(tmp_path: Path, plugin: Path, out: Path, pause: float, executor: str
     return [sys.executable, "-m", "pipeline.cli", "run", str(tmp_path / "slow.yaml"), "--out", str(out), *imports, *more]
 
 
-def start_and_stop(tmp_path: Path, plugin: Path, out: Path, number: int, executor: str = "local") -> tuple[int, str, str]:
-    """Send a signal once two parts are committed; (exit code, standard output, standard error). All processes must be gone."""
-    process = subprocess.Popen(command(tmp_path, plugin, out, 0.05, executor), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start_and_stop(tmp_path: Path, plugin: Path, out: Path, number: int, executor: str = "local", victim: str = "") -> tuple[int, str, str]:
+    """Send a signal, to the driver or to its child of the name `victim`, once two parts are committed; (exit code, standard output, standard
+    error). All processes must be gone."""
+    pause = 0.3 if victim else 0.05  # Ray is looked after once a second
+    process = subprocess.Popen(command(tmp_path, plugin, out, pause, executor), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 120
     while len(list((out / "verdicts" / "slow_double").glob("part-*.parquet"))) < 2:
         assert process.poll() is None and time.monotonic() < limit, process.communicate()
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
+    (next(child for child in children if child.name() == victim) if victim else process).send_signal(number)
     told, notes = process.communicate(timeout=60)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == [], (process.returncode, told, notes)
@@ -103,6 +109,10 @@ def check_stopped(tmp_path: Path, plugin: Path, out: Path, code: int, told: str,
     assert told == "" and "Traceback" not in notes
     assert not (out / "lock").exists()
     assert "are committed" in notes and "to go on: pairmill run" in notes and str(out) in notes
+    check_goes_on(tmp_path, plugin, out)
+
+
+def check_goes_on(tmp_path: Path, plugin: Path, out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")}
     again = subprocess.run(command(tmp_path, plugin, out, 0.0), cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 0 and "600 in = " in again.stdout
@@ -123,6 +133,24 @@ def test_ctrl_c_with_ray_leaves_no_worker_behind(tmp_path, plugin):
     """Starts Ray (10 to 25 s), as the next one does."""
     out = tmp_path / "run"
     check_stopped(tmp_path, plugin, out, *start_and_stop(tmp_path, plugin, out, signal.SIGINT, "ray"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_ray_that_goes_is_told_and_the_same_command_goes_on(tmp_path, plugin, name):
+    """Ray itself would end the driver after a minute, without a word of ours and with the lock in place."""
+    out = tmp_path / "run"
+    code, _, notes = start_and_stop(tmp_path, plugin, out, signal.SIGKILL, "ray", name)
+    assert code == 1 and "error: a process of the Ray that runs the tasks is gone" in notes and "Traceback" not in notes
+    assert not (out / "lock").exists()
+    check_goes_on(tmp_path, plugin, out)
+
+
+@pytest.mark.slow
+def test_sigterm_with_ray_stops_cleanly(tmp_path, plugin):
+    """ray.init replaces our handler of SIGTERM by one that ends the process with exit code 15."""
+    out = tmp_path / "run"
+    check_stopped(tmp_path, plugin, out, *start_and_stop(tmp_path, plugin, out, signal.SIGTERM, "ray"))
 
 
 def test_a_raylet_too_slow_to_end_in_the_second_that_ray_gives_it_leaves_no_agent_behind(tmp_path):

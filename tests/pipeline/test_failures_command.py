@@ -15,11 +15,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline import store as store_module
+from pipeline.advice import advice_for
 from pipeline.cli import app
 from pipeline.failures import failures_of
 from pipeline.run import RunOptions, open_run, run
 from pipeline.store import VALUES, VERDICTS, Store
-from schemas.outcome import Status
+from schemas.outcome import FailureCode, Status
 from schemas.record import PartRecord
 from tests.pipeline.helpers import make_recipe
 
@@ -144,3 +145,9 @@ def test_failed_rows_that_a_stage_keeps(tmp_path: Path) -> None:
     assert pairmill("run", recipe, *imports, "--out", tmp_path / "run").exit_code == 0
     (group,) = json.loads(pairmill("failures", tmp_path / "run", *imports, "--json").stdout)["groups"]
     assert (group["kind"], group["reason"], group["rows"], group["examples"][0]["url"]) == ("null", "refusal", 1, "u7")
+
+
+@pytest.mark.parametrize("code", FailureCode)
+def test_every_code_has_an_advice_of_its_own(code: str) -> None:
+    """That of a plug-in's code sends to this command, which would lead in a circle here."""
+    assert advice_for(code) != advice_for("a code of a plug-in") and not advice_for(code).endswith(".")

@@ -12,11 +12,11 @@ import pytest
 
 from pipeline import registry
 from pipeline.blobs import BlobWriter
-from pipeline.errors import Fatal
+from pipeline.errors import Fatal, RecipeError
 from pipeline.files import commit_bytes
 from pipeline.lock import RunLock
 from pipeline.recipe import Recipe, build_recipe
-from pipeline.run import RunOptions, run
+from pipeline.run import RunOptions, open_run, run
 
 PICTURES = Path(__file__).parents[1] / "stages" / "shards" / "toys.py"
 LOCAL = RunOptions(executor="local")
@@ -114,3 +114,13 @@ def test_no_run_starts_without_room_for_its_lock(disk: Path) -> None:
     lock = RunLock(disk)
     lock.acquire()
     lock.release()
+
+
+def test_an_out_that_is_no_folder_is_a_wrong_option(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("url,alt_text\n")
+    recipe = build_recipe({"name": "toy", "input": {"kind": "url_table", "table": str(tmp_path / "pairs.csv")}, "stages": ["url_dup"]})
+    for wrong, why in ((tmp_path / "pairs.csv", "Not a directory"), (Path("/proc/none"), "No such file or directory")):
+        with pytest.raises(RecipeError, match=f"--out {wrong}: cannot be used: {why}.*; name a folder that you may write to"):
+            run(recipe, wrong, LOCAL)
+    with pytest.raises(RecipeError, match="no run here .this is no folder."):
+        open_run(tmp_path / "pairs.csv")

@@ -70,6 +70,17 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         load_clip(str(tmp_path / "export"))
 
 
+@pytest.mark.parametrize("data", [b"url,alt_text\nhttp://a.example/1.jpg,one\n", b""])
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, data: bytes) -> None:
+    export_clip(build_clip(TINY_CLIP), TINY_CLIP, {}, tmp_path / "export")
+    (tmp_path / "export" / "open_clip_model.safetensors").write_bytes(data)
+    with pytest.raises(ModelLoadError, match="open_clip_model.safetensors cannot be read"):
+        load_clip(str(tmp_path / "export"))
+    (tmp_path / "weights.pt").write_bytes(data)
+    with pytest.raises(ModelLoadError, match="weights.pt' could not be loaded"):
+        load_clip(f"RN50:{tmp_path / 'weights.pt'}")
+
+
 def test_local_checkpoint_by_name_and_path(tmp_path: Path) -> None:
     first = load_clip("RN50:random")
     torch.save(first.model.state_dict(), tmp_path / "weights.pt")

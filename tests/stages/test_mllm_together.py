@@ -94,11 +94,13 @@ def test_an_image_is_decoded_once_for_all_its_prompts(tmp_path: Path, folder: Pa
 
 
 def test_all_prompts_of_a_batch_come_before_those_of_the_next_but_two(tmp_path: Path, folder: Path) -> None:
-    go(folder, tmp_path / "run", tmp_path / "log", minimum=0, concurrency=1)
+    tally = go(folder, tmp_path / "run", tmp_path / "log", minimum=0, concurrency=1, seconds=0.002).tally
     lines = (tmp_path / "log").read_text().splitlines()
     first_dense = next(at for at, line in enumerate(lines) if "more than 100 words" in line)
     scores_before = sum("Score image_text_matching" in line for line in lines[:first_dense])
     assert 0 < scores_before < 25, "the second caption of the first batch does not wait for the part's last score"
+    assert sorted(tally.model_seconds) == sorted(tally.seconds) and sum(tally.model_seconds.values()) > 0.002 * len(lines)
+    assert all(busy <= 1.1 * tally.seconds[stage] for stage, busy in tally.model_seconds.items()), "no stage has the model for longer than it lasts"
 
 
 def test_random_changes_come_to_the_state_of_a_fresh_run(tmp_path: Path, folder: Path) -> None:

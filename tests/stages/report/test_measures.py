@@ -34,6 +34,16 @@ def test_limits_in_an_expression_are_those_that_must_all_hold() -> None:
     assert mine == {"clip_score.min": 0.3, "similarity.min": -1, "n_words.max": 40}
 
 
+def test_limits_of_scores_by_aspect() -> None:
+    recipe = load_recipe("demo", ["input.table=none.parquet", "evaluate.pairs=none.parquet", "report.truth=none.parquet", "models.mllm.kind=transformers"])
+    chain = Chain(recipe, InputFacts("", {}))
+    measures = find_measures(chain, 100)
+    (found,) = [one for one in find_thresholds(chain, measures) if one.stage == "mllm_score"]
+    assert measures[found.measure].label == "image_text_matching"
+    assert (found.parameter, found.side, found.value) == ("thresholds.image_text_matching", "min", 66)
+    assert {one.label for one in measures if one.is_score and not one.meaning} == set(), "every score of the demo is explained"
+
+
 def test_measures_are_numbers_that_measure_something() -> None:
     recipe = load_recipe("web_pairs", ["input.table=none.parquet"])
     chain = Chain(recipe, InputFacts("", {"similarity": pa.float32(), "licence": pa.string(), "n_words": pa.int32()}))

@@ -178,7 +178,7 @@ def test_malformed_csv_lines_are_rows_that_failed(tmp_path: Path) -> None:
     assert [row["url"] for row in rows] == ["http://a.example/1", "http://a.example/3", "", ""]
     assert [row["failure"] for row in rows] == [None, None, "bad_row", "bad_row"]
     assert (
-        rows[2]["failure_detail"] == "4 fields, expected 3"
+        rows[2]["failure_detail"] == "t.csv line 3: 4 fields, expected 3"
         and "too many" in rows[2]["alt_text"]
         and rows[2]["n"] is None
     )
@@ -191,7 +191,8 @@ def test_malformed_json_lines_are_rows_that_failed_in_their_place(tmp_path: Path
     )
     rows = read(table=path)
     assert [row["failure"] for row in rows] == [None, "bad_row", "bad_row", None]
-    assert rows[1]["alt_text"] == '{"url": "http' and "not valid JSON" in rows[1]["failure_detail"]
+    assert rows[1]["alt_text"] == '{"url": "http' and "t.jsonl line 2: not valid JSON" in rows[1]["failure_detail"]
+    assert rows[2]["failure_detail"] == "t.jsonl line 3: a JSON list, not an object"
     assert rows[3]["alt_text"] == "?x"
 
 
@@ -252,6 +253,9 @@ def test_a_type_guessed_wrong_is_an_error_with_its_remedy(
         ({"table": "{tmp}/broken.parquet"}, "{tmp}/broken.parquet: cannot be read as parquet"),
         ({"table": "{tmp}/cut.csv.gz"}, "{tmp}/cut.csv.gz: cannot be read as csv"),
         ({"table": "{tmp}/table.xyz"}, "the extension tells no format"),
+        ({"table": "{tmp}/urls.txt"}, "for a list of URLs without texts add --set input.format=csv"),
+        ({"table": "{tmp}/urls.csv"}, "{tmp}/urls.csv has no header: its first line is http://a.example/1.jpg; name its columns"),
+        ({"table": "{tmp}/utf16.csv"}, "{tmp}/utf16.csv: cannot be read as csv: 'utf-8' codec can't decode"),
         (
             {"table": ["{tmp}/t.parquet", "{tmp}/words.parquet"]},
             "{tmp}/words.parquet: column 'similarity' is string, and double",
@@ -266,6 +270,9 @@ def test_errors_name_file_and_column(tmp_path: Path, params: dict[str, Any], mes
     whole = write(tmp_path / "cut.csv.gz", ROWS * 1000).read_bytes()
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "table.xyz").write_text("x")
+    for name in ("urls.txt", "urls.csv"):
+        (tmp_path / name).write_text("http://a.example/1.jpg\nhttp://a.example/2.jpg\n")
+    (tmp_path / "utf16.csv").write_text("url,alt_text\nhttp://a.example/1.jpg,one\n", encoding="utf-16")
     filled = {
         key: [v.format(tmp=tmp_path) for v in value] if isinstance(value, list) else value.format(tmp=tmp_path)
         for key, value in params.items()
@@ -273,6 +280,12 @@ def test_errors_name_file_and_column(tmp_path: Path, params: dict[str, Any], mes
     with pytest.raises(RecipeError) as caught:
         read(**filled)
     assert message.format(tmp=tmp_path) in str(caught.value)
+
+
+def test_a_bare_list_of_urls_is_read_as_the_message_says(tmp_path: Path) -> None:
+    (tmp_path / "urls.txt").write_text("http://a.example/1.jpg\nhttp://a.example/2.jpg\n")
+    rows = read(table=tmp_path / "urls.txt", format="csv", column_names=["url"], text=None)
+    assert [(row["url"], row["failure"]) for row in rows] == [("http://a.example/1.jpg", None), ("http://a.example/2.jpg", None)]
 
 
 def test_fingerprint_tells_another_input(tmp_path: Path) -> None:
