@@ -111,10 +111,10 @@ def _worker_variables() -> dict[str, str]:
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
     """ray.init puts a handler of SIGTERM in the place of ours that ends the process without a word: ours comes back, and gets what met the other."""
-    if threading.current_thread() is not threading.main_thread():  # Ray leaves it alone
+    ours = signal.getsignal(signal.SIGTERM)
+    if ours is None or threading.current_thread() is not threading.main_thread():  # Ray leaves it alone
         yield
         return
-    ours = signal.getsignal(signal.SIGTERM)
     try:
         yield
     except SystemExit as error:
@@ -142,8 +142,9 @@ def _end_half_started(before: set[int]) -> None:
 def _shut_down() -> None:
     """ray.shutdown, which gives SIGTERM back to the system, behind Python's back: it would end this process with the lock in place."""
     ray.shutdown()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    ours = signal.getsignal(signal.SIGTERM)  # None: of a program around this one, which is no Python
+    if ours is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
 
 
 def end_ray() -> None:

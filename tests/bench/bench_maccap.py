@@ -3,6 +3,7 @@
 The bundled CLIP stays as it is, a small language model is trained from random weights on `--texts` captions, without and with noise. Captions of
 `--scenes` scenes that neither training has seen are compared with what is there: share of the named objects that exist with that colour (precision), and
 of the objects that are named (recall). `best of 5`: of five draws of the noise that with the highest cosine to the image, as the paper ranks.
+Captions of the next scene tell what chance gives, those from the true captions' own embeddings what the gap between texts and images costs.
 
 `python tests/bench/bench_maccap.py [--texts 20000] [--steps 1500] [--scenes 200]`
 """
@@ -60,6 +61,19 @@ def figures(texts: list[str], scenes: list[Scene]) -> dict[str, float]:
     return {"precision": round(right / max(1, sum(map(len, named))), 3), "recall": round(right / sum(map(len, there)), 3)}
 
 
+def from_texts(spec: dict[str, Any], texts: list[str]) -> list[str]:
+    """Captions written from the texts' own embeddings without noise: what decoder and CLIP can say at best."""
+    import torch
+
+    from stages.pretrain.nets.text_captioner import load_captioner
+
+    model, clip, facts = load_captioner(Path(spec["weights"]))
+    torch.set_num_threads(spec["threads"])
+    with torch.inference_mode():
+        seen = clip.model.encode_text(torch.as_tensor(clip.tokenizer(texts)), normalize=True).float()  # type: ignore[operator]
+        return [text for text, _, _ in model.write(seen[:, None].expand(-1, facts["regions"], -1), 64, 4)]
+
+
 def best(clip: Any, drawn: list[list[str]], images: list[np.ndarray]) -> list[str]:
     """Of each image's captions that with the highest cosine."""
     from stages.images.crop import crop_pixels
@@ -91,7 +105,10 @@ def main() -> None:
             found[f"variance {variance}"] = one = learn(texts, variance, options, folder)
             spec = {"kind": "maccap", "weights": str(folder / "export"), "threads": options.threads}
             for name, more in (("sub-regions", {}), ("whole image", {"regions": 0})):
-                one[name] = figures(write(spec | more, asked), scenes)
+                written = write(spec | more, asked)
+                one[name] = figures(written, scenes)
+                one[f"{name}, captions of the next scene"] = figures(written[1:] + written[:1], scenes)
+            one["from the true captions' embeddings"] = figures(from_texts(spec, [caption_for(scene) for scene in scenes]), scenes)
             draws = [[ChatRequest("", "", r.image, r.image_digest, Sampling(64, temperature=1.0, seed=seed)) for r in asked] for seed in range(1, 6)]
             drawn = [write(spec | {"regions": 0, "variance": 0.016}, requests) for requests in draws]
             one["best of 5, whole image"] = figures(best(clip, drawn, images), scenes)
