@@ -21,6 +21,7 @@ COMMANDS = [
     ["bench_image_table.py"],
     ["bench_clip.py"],
     ["bench_alip.py"],
+    ["bench_maccap.py", "--steps", "600"],
     ["bench_download.py"],
     ["bench_report.py"],
     ["bench_sandbox.py"],
