@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from pipeline import models
 from pipeline.chain import Chain
 from pipeline.environment import code_version
-from pipeline.errors import RecipeError
+from pipeline.errors import Fatal, RecipeError
 from pipeline.lock import RunLock
 from pipeline.plan import Plan, StagePlan
 from pipeline.preflight import take_lock
@@ -73,7 +74,8 @@ def make_probe(recipe: Recipe, plan: Plan, rows: int, price_per_hour: float | No
         models.local_model(made.models[name])
     tell(f"probe: running the first {rows:,} rows in a temporary folder")
     with scratch_folder("probe") as folder:
-        run(_first_rows(recipe, min(rows, WARM_ROWS)), folder / "warm", RunOptions(executor="local", jobs=False))
+        with suppress(RecipeError, Fatal):  # what so few rows do not allow (such as words to balance by) says nothing of the recipe
+            run(_first_rows(recipe, min(rows, WARM_ROWS)), folder / "warm", RunOptions(executor="local", jobs=False))
         result = run(made, folder / "run", RunOptions(executor="local", jobs=False))
     seen = sum(result.view.parts)
     stages = {stage.instance: stage for stage in made.stages}

@@ -92,6 +92,12 @@ def test_what_starts_once_in_a_run_is_not_taken_for_the_pace_of_rows(tmp_path: P
     assert found.measured == 10 and found.seconds is not None and found.seconds < 1.5
 
 
+def test_a_resolve_that_needs_more_rows_than_are_sent_through_first_does_not_end_the_probe(tmp_path: Path) -> None:
+    raw = caption_recipe(tmp_path / "pictures", 24, 0.0)
+    recipe = build_recipe({**raw, "stages": [{"balance": {"metadata": {"min_count": 20, "min_pmi": None}}}, "read_images", "caption"]})
+    assert [one.measured for one in make_probe(recipe, make_plan(recipe, None), 24).stages if one.stage == "caption"] == [24]
+
+
 def test_the_estimate_is_kept_and_stands_in_the_report(tmp_path: Path) -> None:
     given, out = tmp_path / "recipe.json", tmp_path / "run"
     given.write_text(json.dumps(caption_recipe(tmp_path / "pictures")))
