@@ -12,7 +12,6 @@ A stage with temperature 0 has one draw of the noise per image; above 0 each sta
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -24,7 +23,7 @@ import numpy as np
 from pipeline.errors import Fatal, RecipeError
 from schemas.outcome import Failure, FailureCode
 from stages.models.protocols import ChatAnswer, ChatRequest
-from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, device_of, model_name
+from stages.models.weights import DEFAULT_MAX_PIXELS, check_keys, device_of, files_identity
 
 if TYPE_CHECKING:
     import torch
@@ -32,21 +31,16 @@ if TYPE_CHECKING:
 METHOD = "chat"
 ONLY_STAGES = ("caption",)
 MACHINE_KEYS = frozenset({"batch_size"})
+_KEYS = frozenset({"batch_size"})
 _NUMBERS = {"beams": (4, 1), "max_new_tokens": (None, 1), "regions": (None, 0), "variance": (None, 0), "batch_size": (32, 1), "threads": (1, 1)}
-_KEYS = frozenset({*_NUMBERS, "device"})
+_KEYS = frozenset({"beams", "max_new_tokens", "regions", "variance", "batch_size", "threads", "device"})
 
 
 def identity(spec: Mapping[str, Any]) -> str:
     """SHA-256 over all files of the folder, without loading them. Raises RecipeError for an unknown key, a wrong value, and another folder."""
     check_keys(spec, _KEYS)
-    for key, (usual, lowest) in _NUMBERS.items():
-        value = spec.get(key, usual)
-        fits = isinstance(value, int | float if key == "variance" else int) and not isinstance(value, bool)
-        if value is not None and not (fits and value >= lowest) or value is None and usual is not None:
-            raise RecipeError(f"models: {key} of a maccap must be a {'' if key == 'variance' else 'whole '}number of at least {lowest}, found {value!r}")
     folder = _folder(spec)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256("".join(_file_digest(path, str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in files).encode()).hexdigest()
+    return files_identity(folder, (path for path in folder.rglob("*") if path.is_file()))
 
 
 def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -70,16 +64,12 @@ def _folder(spec: Mapping[str, Any]) -> Path:
     return folder
 
 
-@functools.lru_cache(maxsize=256)
-def _file_digest(path: Path, name: str, changed_ns: int) -> str:
-    with open(path, "rb") as handle:
-        return name + hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 class MaccapWriter:
     """Captions of images, in batches of one shape, padded, so that what shares a batch with an image moves nothing."""
 
     def __init__(self, spec: Mapping[str, Any], weights: str):
+        from safetensors import SafetensorError
+
         from stages.pretrain.errors import TrainError
         from stages.pretrain.nets.text_captioner import load_captioner
 
@@ -87,10 +77,10 @@ class MaccapWriter:
         self.version = metadata.version("transformers")
         try:
             model, clip, facts = load_captioner(_folder(spec))
-        except (TrainError, OSError, RuntimeError) as error:
+        except (TrainError, OSError, RuntimeError, SafetensorError) as error:
             raise Fatal(f"models: the captioner could not be loaded: {error}") from error
         self.model, self.clip = model.to(device_of(spec)), clip
-        self.beams, self.batch_size, self.threads = (int(spec.get(key, _NUMBERS[key][0])) for key in ("beams", "batch_size", "threads"))
+        self.beams, self.batch_size, self.threads = (spec.get(key, usual) for key, usual in (("beams", 4), ("batch_size", 32), ("threads", 1)))
         self.most = spec.get("max_new_tokens")
         self.regions = facts["regions"] if spec.get("regions") is None else int(spec["regions"])
         self.variance = facts["variance"] if spec.get("variance") is None else float(spec["variance"])
@@ -100,7 +90,9 @@ class MaccapWriter:
 
     def describe(self) -> dict[str, Any]:
         max_pixels = int(self.spec.get("max_pixels", DEFAULT_MAX_PIXELS))
-        facts = {"kind": "maccap", "name": model_name(self.spec), "engine": "maccap", "engine_version": self.version}
+        folder = _folder(self.spec)  # pretrain/NAME/export: every training's ends alike
+        name = self.spec.get("name") or (folder.resolve().parent.name if folder.name == "export" else folder.name)
+        facts = {"kind": "maccap", "name": str(name), "engine": "maccap", "engine_version": self.version}
         return facts | {"max_pixels": max_pixels, "note": self.note}
 
     def chat(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | Failure]:

@@ -30,14 +30,16 @@ _WHOLE = dict.fromkeys(
         "block_size",
         "encoder_cache_tokens",
         "kv_cache_gb",
+        "beams",
+        "max_new_tokens",
     ),
     1,
-) | {"retries": 0}
-_NUMBERS = dict.fromkeys(("num_cpus", "gpu_share", "processor_cache_gb", "requests_per_minute", "seconds"), 0.0) | dict.fromkeys(
+) | {"retries": 0, "regions": 0}
+_NUMBERS = dict.fromkeys(("num_cpus", "gpu_share", "processor_cache_gb", "requests_per_minute", "seconds", "variance"), 0.0) | dict.fromkeys(
     ("timeout_s", "gpu_memory_utilization"), 1e-9
 )  # fmt: skip
 _DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
-_MAY_BE_NULL = frozenset({"requests_per_minute"})
+_MAY_BE_NULL = frozenset({"requests_per_minute", "max_new_tokens", "regions", "variance"})
 
 
 def check_keys(spec: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -81,8 +83,13 @@ def weights_identity(spec: Mapping[str, Any]) -> str:
     folder = local_weights(spec)
     if folder is None:
         return f"{spec['weights']}@{spec.get('revision', 'main')}"
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".md")
-    return hashlib.sha256("".join(_file_digest(file, file.stat().st_mtime_ns) for file in files).encode()).hexdigest()
+    return files_identity(folder, (file for file in folder.iterdir() if file.is_file() and file.suffix != ".md"))
+
+
+def files_identity(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over files of a folder, their names in it among them; a file is read once per process and state."""
+    parts = [f"{file.relative_to(folder)}{_file_digest(file, file.stat().st_mtime_ns)}" for file in sorted(files)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def availability(spec: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -147,4 +154,4 @@ def note_of(spec: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=256)
 def _file_digest(path: Path, changed_ns: int) -> str:
     with open(path, "rb") as handle:
-        return path.name + hashlib.file_digest(handle, "sha256").hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -186,7 +186,7 @@ def test_only_captions_may_be_asked_of_it_and_its_folder_is_checked(export: Path
         build_recipe({**recipe, "stages": [{"mllm_score": {"model": "w"}}]})
     with pytest.raises(RecipeError, match="pretrain/NAME/export.*is no such folder"):
         maccap.identity({"kind": "maccap", "weights": str(tmp_path)})
-    with pytest.raises(RecipeError, match="beams of a maccap must be a whole number of at least 1, found 0"):
+    with pytest.raises(RecipeError, match="beams of a model of kind maccap must be a whole number above 0, found 0"):
         maccap.identity({"kind": "maccap", "weights": str(export), "beams": 0})
     with pytest.raises(RecipeError, match="beems"):
         maccap.identity({"kind": "maccap", "weights": str(export), "beems": 2})
